@@ -1,0 +1,1 @@
+"""Headrace: event-driven machine learning."""

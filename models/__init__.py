@@ -1,0 +1,1 @@
+"""What is learnt: online learners, evaluation and drift detection."""

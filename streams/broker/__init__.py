@@ -1,0 +1,1 @@
+"""The local broker: the Kafka protocol over RocksDB, for one machine."""
