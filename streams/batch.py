@@ -1,0 +1,98 @@
+"""A micro-batch as columns, and what an operator may do with it.
+
+A `Batch` is rows in processing order. Rows of several streams lie interleaved in it; the fields of one stream's
+rows are columns in `Rows`. Times are int64 microseconds since 1970-01-01T00:00Z everywhere in the data plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.object_]
+"""One field over rows. int, datetime (microseconds): int64. float, optional int, optional float: float64, NaN
+where missing. bool: bool. str and everything else: object, None where missing."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one stream within a batch.
+
+    at:        int64[k], positions in the batch, ascending
+    fields:    columns of length k; feature operators add theirs as `Set.name`
+    partition: the source partition all these rows came from
+    offset:    int64[k], offsets in the source partition; with topic and partition they name the event
+    published: int64[k], microseconds, when the producer published the record
+    """
+
+    at: NDArray[np.int64]
+    fields: dict[str, Column]
+    topic: str = ""
+    partition: int = 0
+    offset: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    published: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def event_id(self, row: int) -> str:
+        return f"{self.topic}-{self.partition}-{self.offset[row]}"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows in processing order.
+
+    time:      int64[n], event time, microseconds
+    watermark: int64[n], microseconds, the task's watermark once this row has been taken; never decreases
+    streams:   the rows of each stream by the stream's name; a stream without rows may be absent
+    """
+
+    time: NDArray[np.int64]
+    watermark: NDArray[np.int64]
+    streams: dict[str, Rows]
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """One record to be produced. partition None: by key. timestamp in ms, None: when it is sent."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    timestamp: int | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+Outputs = list[Record]
+"""What operators emit, in order."""
+
+Change = tuple[bytes, bytes | None]
+"""A touched row of state: its key, and its value or None where it was deleted."""
+
+
+class Operator(Protocol):
+    """A step of a task: a batch and state in, columns and records out. It knows no clock, no log and no asyncio.
+
+    State lives in hot structures; `changes` tells the rows touched since it was last called, so that the task
+    can write them to the changelog and, after the commit, to RocksDB. After `clear` and `load` of all committed
+    rows the operator is exactly what it was at that commit.
+    """
+
+    name: str
+
+    def process(self, batch: Batch, out: Outputs) -> None: ...
+
+    def changes(self) -> list[Change]: ...
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
+
+    def clear(self) -> None: ...

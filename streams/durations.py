@@ -1,0 +1,36 @@
+"""Spans of time, as programs write them ("90s", "7d") and as the data plane counts them (microseconds)."""
+
+from __future__ import annotations
+
+import re
+
+from headrace.streams.errors import DeclarationError
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+_UNITS = {"us": 1, "ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
+
+
+def microseconds(span: str) -> int:
+    """The span in microseconds.
+
+    >>> microseconds("1h30m") // SECOND
+    5400
+
+    Raises DeclarationError where the text is not a sequence of numbers with us, ms, s, m, h, d or w.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)", span)
+    if not parts or "".join(n + u for n, u in parts) != span.replace(" ", ""):
+        raise DeclarationError(f'{span!r} is not a span of time: write "90s", "15m", "1h30m", "7d" or "2w"')
+    return round(sum(float(n) * _UNITS[u] for n, u in parts))
+
+
+def text(span: int) -> str:
+    """A span of microseconds as `microseconds` reads it: the largest unit that divides it."""
+    for unit in ("w", "d", "h", "m", "s", "ms", "us"):
+        if span % _UNITS[unit] == 0:
+            return f"{span // _UNITS[unit]}{unit}"
+    raise AssertionError("us divides every integer")

@@ -1,0 +1,45 @@
+"""The errors of the data plane. Each says what was wrong, with the value, and what to do."""
+
+
+class HeadraceError(Exception):
+    """The root of every error that Headrace raises on purpose."""
+
+
+class DeclarationError(HeadraceError):
+    """A program declares something that cannot be. Mend the program; nothing has been touched."""
+
+
+class StreamsError(HeadraceError):
+    """The data plane cannot go on as asked."""
+
+
+class InvalidEvent(StreamsError):
+    """One value breaks its contract. The event goes to `<topic>.rejected`; the events around it go on.
+
+    `field` is the path of the offending field (`quantity`), or an empty string where the value as a whole is wrong.
+    """
+
+    def __init__(self, reason: str, field: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.field = field
+
+
+class UnknownTopic(StreamsError):
+    """A topic that neither the program nor the log knows. Check the spelling; `headrace topics` lists them."""
+
+
+class LogUnavailable(StreamsError):
+    """The log did not answer within its bound. It is safe to try again."""
+
+
+class Fenced(StreamsError):
+    """A newer owner of this task has taken over. This one must stop; nothing of it will be committed."""
+
+
+class TransactionUnknown(StreamsError):
+    """The outcome of a commit is unknown. The task starts again from what the log says was committed."""
+
+
+class StateError(StreamsError):
+    """State on disk cannot be used. The message says whether to free it or to rebuild it from the log."""
