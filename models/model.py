@@ -1,0 +1,59 @@
+"""The declaration of a model: what it predicts, from what, and how it learns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from headrace.streams.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from river import base
+
+    from headrace.models.drift import Watch
+    from headrace.streams.event import Event
+    from headrace.streams.features import FeatureRef, Features
+    from headrace.streams.outcomes import Outcome
+
+
+class Model:
+    """A model over a topic's events; its predictions go to `predictions.<name>`.
+
+    on:            the event that is scored, once each
+    features:      the feature sets whose public features the model sees
+    learner:       any river classifier or pipeline that ends in one; it is copied, never changed
+    outcome:       where the truth comes from; without it the model is never evaluated and never learns
+    baselines:     features that are probabilities themselves, reported beside the model's quality by name
+    watch:         drift detectors; alarms go to `drift.<name>`
+    publish_every: a version is published after this many outcomes learnt
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on: type[Event],
+        features: Sequence[type[Features]],
+        learner: base.Classifier,
+        outcome: Outcome | None = None,
+        baselines: Mapping[str, FeatureRef] | None = None,
+        watch: Sequence[Watch] = (),
+        publish_every: int = 500,
+    ) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+            raise DeclarationError(f"Model: name {name!r} must be lower-case letters, digits, '_' and '-'")
+        if not features:
+            raise DeclarationError(f"Model {name}: features is empty; name at least one hr.Features class")
+        if publish_every < 1:
+            raise DeclarationError(f"Model {name}: publish_every={publish_every} must be at least 1")
+        self.name = name
+        self.on = on
+        self.features = tuple(features)
+        self.learner = learner
+        self.outcome = outcome
+        self.baselines = dict(baselines or {})
+        self.watch = tuple(watch)
+        self.publish_every = publish_every
+        if outcome is not None:
+            outcome.bind(on)
