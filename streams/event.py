@@ -27,6 +27,7 @@ class Contract(msgspec.Struct, frozen=True):
     lateness:         microseconds behind the watermark that an event may still be and correct its windows
     ahead:            microseconds that an event time may lie after the time it was published
     unknown:          what happens to a field that is not declared
+    codec:            how values are written: "json" or "msgpack"
     """
 
     topic: str
@@ -36,6 +37,7 @@ class Contract(msgspec.Struct, frozen=True):
     lateness: int
     ahead: int
     unknown: Literal["reject", "ignore"]
+    codec: str
 
 
 class _EventMeta(msgspec.StructMeta):
@@ -52,6 +54,7 @@ class _EventMeta(msgspec.StructMeta):
         lateness: str = "0s",
         ahead: str = "1d",
         unknown: Literal["reject", "ignore"] = "reject",
+        codec: str = "json",
         **options: Any,
     ) -> type:
         options.setdefault("frozen", True)
@@ -79,6 +82,7 @@ class _EventMeta(msgspec.StructMeta):
             lateness=microseconds(lateness),
             ahead=microseconds(ahead),
             unknown=unknown,
+            codec=codec,
         )
         return cls
 
