@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from headrace.streams.errors import DeclarationError
+from headrace.streams.topics import Processor, Topic
 
 if TYPE_CHECKING:
     from headrace.models.model import Model
     from headrace.streams.event import Event
     from headrace.streams.features import Features
 
-Kind = Literal[
-    "event", "rejected", "late", "features", "predictions", "outcomes", "metrics", "drift", "registry", "changelog"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Topic:
-    """A topic of an application. `event` is the contract of a topic that users publish to, else None."""
-
-    name: str
-    kind: Kind
-    partitions: int
-    event: type[Event] | None = None
-    configs: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Processor:
-    """A processor of an application: the topics it reads (with the group that holds its offsets) and writes."""
-
-    name: str
-    group: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+__all__ = ["App", "Processor", "Topic"]
 
 
 class App:

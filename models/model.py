@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from headrace.streams.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from river import base
-
     from headrace.models.drift import Watch
     from headrace.streams.event import Event
     from headrace.streams.features import FeatureRef, Features
     from headrace.streams.outcomes import Outcome
+    from river import base
 
 
 class Model:

@@ -29,6 +29,14 @@ class UnknownTopic(StreamsError):
     """A topic that neither the program nor the log knows. Check the spelling; `headrace topics` lists them."""
 
 
+class BadAddress(StreamsError):
+    """The address of a broker cannot be read. Write `kafka://host:port`."""
+
+
+class TopicMismatch(StreamsError):
+    """A topic of the log is not as the program declares it. The message says what differs."""
+
+
 class LogUnavailable(StreamsError):
     """The log did not answer within its bound. It is safe to try again."""
 

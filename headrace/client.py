@@ -1,0 +1,375 @@
+"""The client: publish events to topics, subscribe to streams; in plain code and in asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from headrace.app import App
+from headrace.running import current, find_broker
+from headrace.streams.address import Address
+from headrace.streams.errors import InvalidEvent, StreamsError
+from headrace.streams.event import Event
+from headrace.streams.publisher import Publishable, Publisher, Receipt, Row, encode
+from headrace.streams.subscription import Message, Start, Subscription, parse_start
+
+__all__ = ["AsyncConnection", "Connecting", "Connection", "Message", "Published", "Receipt", "connect"]
+
+T = TypeVar("T")
+TopicName = str | type[Event]
+
+CHUNK = 2000
+"""Events that are encoded and sent together; a failure is told after this many at the latest."""
+IN_FLIGHT = 4
+"""Chunks that wait for their acknowledgement. With more, memory grows and nothing gets faster."""
+POLL = 0.5
+"""Seconds of one wait for records; what a closing connection may still wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of many events: how many were written, and the last offset in each partition."""
+
+    topic: str
+    count: int
+    offsets: dict[int, int]
+
+
+def connect(broker: str | None = None, app: App | None = None) -> Connecting:
+    """A connection to the log, for `with` and for `async with`.
+
+    broker: `kafka://host:port`; left out, HEADRACE_BROKER's or the local stack's
+    app:    the program, so that dicts and bytes are checked against their contracts before they are sent
+
+    ```python
+    with hr.connect(app=app) as connection:
+        connection.publish("orders", {"invoice": "489434", ...})
+        for message in connection.subscribe("predictions.returns", "earliest", timeout=5):
+            print(message.key, message.value["score"])
+    ```
+
+    Entering it raises NoBroker where nothing says where the broker is, and LogUnavailable where it does not answer.
+    """
+    return Connecting(broker, app)
+
+
+class Connecting:
+    """A connection that is not open yet."""
+
+    def __init__(self, broker: str | None, app: App | None) -> None:
+        self._broker = broker
+        self._app = app
+        self._sync: Connection | None = None
+        self._async: AsyncConnection | None = None
+
+    def __enter__(self) -> Connection:
+        self._sync = Connection(self._broker, self._app)
+        return self._sync
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._sync is not None:
+            self._sync.close()
+
+    async def __aenter__(self) -> AsyncConnection:
+        self._async = AsyncConnection(find_broker(self._broker), contracts(self._app))
+        await self._async.open()
+        return self._async
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._async is not None:
+            await self._async.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Contracts:
+    """What is known of topics before their events are sent: their classes, or at least their key fields."""
+
+    events: Mapping[str, type[Event]]
+    keys: Mapping[str, str]
+
+    def topic(self, topic: TopicName) -> tuple[str, type[Event] | None, str | None]:
+        if isinstance(topic, str):
+            return topic, self.events.get(topic), self.keys.get(topic)
+        return topic.contract.topic, topic, topic.contract.key
+
+
+def contracts(app: App | None) -> Contracts:
+    """Those of the program; without one, the key fields that the local stack tells."""
+    if app is not None:
+        return Contracts({e.contract.topic: e for e in app.events}, {})
+    running = current()
+    return Contracts({}, {t.name: t.key for t in running.topics if t.key} if running else {})
+
+
+class AsyncConnection:
+    """A connection in asyncio."""
+
+    def __init__(self, broker: Address, known: Contracts) -> None:
+        self.broker = broker
+        self._known = known
+        self._publisher = Publisher(broker)
+        self._open: set[Subscription] = set()
+
+    async def open(self) -> None:
+        await self._publisher.start()
+
+    async def close(self) -> None:
+        for subscription in list(self._open):
+            await subscription.close()
+        await self._publisher.close()
+
+    async def topics(self) -> list[str]:
+        """The names of the log's topics."""
+        return sorted(await self._publisher.topics())
+
+    @overload
+    async def publish(  # type: ignore[overload-overlap]  # bytes, text and mappings are one event
+        self, topic: TopicName, events: Publishable
+    ) -> Receipt: ...
+    @overload
+    async def publish(
+        self, topic: TopicName, events: Iterable[Publishable] | AsyncIterable[Publishable]
+    ) -> Published: ...
+    async def publish(
+        self, topic: TopicName, events: Publishable | Iterable[Publishable] | AsyncIterable[Publishable]
+    ) -> Receipt | Published:
+        """Publish one event, or all of an iterable; returns when they are safe.
+
+        Raises UnknownTopic; InvalidEvent where one breaks its contract (of an iterable, what came before it is
+        published); LogUnavailable where the log did not acknowledge.
+        """
+        name, event, key = self._known.topic(topic)
+        if isinstance(events, Event | Mapping | bytes | str):
+            return (await self._publisher.send(name, [encode(events, event, key)]))[0]
+        await self._publisher.check(name)
+        tally = _Tally(name)
+        waiting: deque[asyncio.Task[list[Receipt]]] = deque()
+        try:
+            async for chunk in _chunks(events):
+                rows, invalid = _encode(chunk, tally.taken, event, key)
+                tally.taken += len(chunk)
+                if rows:
+                    waiting.append(asyncio.create_task(self._publisher.send(name, rows)))
+                while len(waiting) > (0 if invalid else IN_FLIGHT):
+                    tally.add(await waiting.popleft())
+                if invalid:
+                    raise invalid
+            while waiting:
+                tally.add(await waiting.popleft())
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return tally.published()
+
+    async def subscribe(
+        self,
+        topic: TopicName,
+        start: Start | str = "latest",
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # how long the stream may be silent, not how long this may take
+        group: str | None = None,
+    ) -> AsyncIterator[Message]:
+        """The records of a topic, as they come; ends when none came for `timeout` seconds.
+
+        start: "earliest", "latest", a time (of publication; a datetime or ISO text) or the next offset by partition
+        group: share the topic with the others of this group, and go on where it left off
+        """
+        async with self._subscription(topic, start, group) as subscription:
+            until = _deadline(timeout)
+            while (left := until - time.monotonic()) > 0:
+                messages = await subscription.batch(min(left, POLL))
+                for message in messages:
+                    yield message
+                if messages:
+                    until = _deadline(timeout)
+
+    def _subscription(self, topic: TopicName, start: Start | str, group: str | None) -> _Held:
+        name = self._known.topic(topic)[0]
+        begin = parse_start(start) if isinstance(start, str) else _zoned(start)
+        return _Held(Subscription(self.broker, name, begin, group=group), self._open)
+
+
+class _Held:
+    """A subscription that is open for a while; the connection closes what its user left open."""
+
+    def __init__(self, subscription: Subscription, open_ones: set[Subscription]) -> None:
+        self.subscription = subscription
+        self._open = open_ones
+
+    async def __aenter__(self) -> Subscription:
+        await self.subscription.open()
+        self._open.add(self.subscription)
+        return self.subscription
+
+    async def __aexit__(self, *_: object) -> None:
+        self._open.discard(self.subscription)
+        await self.subscription.close()
+
+
+class Connection:
+    """A connection in plain code: the same over an event loop in a thread of its own."""
+
+    def __init__(self, broker: str | None = None, app: App | None = None) -> None:
+        address, self._known = find_broker(broker), contracts(app)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-connection", daemon=True)
+        self._thread.start()
+        self._within = AsyncConnection(address, self._known)
+        try:
+            self._do(self._within.open())
+        except BaseException:
+            self._stop()
+            raise
+
+    @property
+    def broker(self) -> Address:
+        return self._within.broker
+
+    def close(self) -> None:
+        """What was published is safe when this returns; subscriptions end."""
+        if self._thread.is_alive():
+            try:
+                self._do(self._within.close())
+            finally:
+                self._stop()
+
+    def topics(self) -> list[str]:
+        """The names of the log's topics."""
+        return self._do(self._within.topics())
+
+    @overload
+    def publish(  # type: ignore[overload-overlap]  # bytes, text and mappings are one event
+        self, topic: TopicName, events: Publishable
+    ) -> Receipt: ...
+    @overload
+    def publish(self, topic: TopicName, events: Iterable[Publishable]) -> Published: ...
+    def publish(self, topic: TopicName, events: Publishable | Iterable[Publishable]) -> Receipt | Published:
+        """As `AsyncConnection.publish`. An iterable is read, and its events encoded, in the caller's thread."""
+        if isinstance(events, Event | Mapping | bytes | str):
+            return self._do(self._within.publish(topic, events))
+        name, event, key = self._known.topic(topic)
+        publisher = self._within._publisher
+        self._do(publisher.check(name))
+        tally = _Tally(name)
+        waiting: deque[Future[list[Receipt]]] = deque()
+        remaining = iter(events)
+        while chunk := list(itertools.islice(remaining, CHUNK)):
+            rows, invalid = _encode(chunk, tally.taken, event, key)
+            tally.taken += len(chunk)
+            if rows:
+                waiting.append(self._begin(publisher.send(name, rows)))
+            while len(waiting) > (0 if invalid else IN_FLIGHT):
+                tally.add(waiting.popleft().result())
+            if invalid:
+                raise invalid
+        while waiting:
+            tally.add(waiting.popleft().result())
+        return tally.published()
+
+    def subscribe(
+        self,
+        topic: TopicName,
+        start: Start | str = "latest",
+        *,
+        timeout: float | None = None,
+        group: str | None = None,
+    ) -> Iterator[Message]:
+        """As `AsyncConnection.subscribe`. What is published after this call returns will be seen."""
+        held = self._within._subscription(topic, start, group)
+        self._do(held.__aenter__())
+        return self._read(held, timeout)
+
+    def _read(self, held: _Held, timeout: float | None) -> Iterator[Message]:
+        try:
+            until = _deadline(timeout)
+            while (left := until - time.monotonic()) > 0:
+                messages = self._do(held.subscription.batch(min(left, POLL)))
+                yield from messages
+                if messages:
+                    until = _deadline(timeout)
+        finally:
+            if self._thread.is_alive():
+                self._do(held.__aexit__())
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if not self._thread.is_alive():
+            work.close()
+            raise StreamsError("the connection is closed; connect again")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._begin(work).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Tally:
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.taken = 0
+        self.count = 0
+        self.offsets: dict[int, int] = {}
+
+    def add(self, receipts: list[Receipt]) -> None:
+        self.count += len(receipts)
+        for receipt in receipts:
+            self.offsets[receipt.partition] = max(receipt.offset, self.offsets.get(receipt.partition, -1))
+
+    def published(self) -> Published:
+        return Published(self.topic, self.count, self.offsets)
+
+
+def _encode(
+    chunk: list[Publishable], first: int, event: type[Event] | None, key: str | None
+) -> tuple[list[Row], InvalidEvent | None]:
+    """The rows up to the first invalid event, and what is wrong with it."""
+    rows: list[Row] = []
+    for item in chunk:
+        try:
+            rows.append(encode(item, event, key))
+        except InvalidEvent as error:
+            return rows, InvalidEvent(f"event {first + len(rows)}: {error.reason}", error.field)
+    return rows, None
+
+
+async def _chunks(
+    events: Iterable[Publishable] | AsyncIterable[Publishable],
+) -> AsyncIterator[list[Publishable]]:
+    if isinstance(events, Iterable):
+        remaining = iter(events)
+        while chunk := list(itertools.islice(remaining, CHUNK)):
+            yield chunk
+        return
+    chunk = []
+    async for item in events:
+        chunk.append(item)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _zoned(start: Start) -> Start:
+    if isinstance(start, datetime) and start.tzinfo is None:
+        raise StreamsError(f"start={start.isoformat()} has no zone: give it one, as datetime(..., tzinfo=UTC)")
+    return start

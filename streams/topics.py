@@ -1,0 +1,65 @@
+"""Topics and processors: what a program reads and writes, as plain descriptions that every package may hold."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from headrace.streams.errors import UnknownTopic
+
+if TYPE_CHECKING:
+    from headrace.streams.event import Event
+
+Kind = Literal[
+    "event",
+    "rejected",
+    "late",
+    "features",
+    "predictions",
+    "outcomes",
+    "metrics",
+    "drift",
+    "registry",
+    "changelog",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic of an application. `event` is the contract of a topic that users publish to, else None."""
+
+    name: str
+    kind: Kind
+    partitions: int
+    event: type[Event] | None = None
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """A processor of an application: the topics it reads (with the group that holds its offsets) and writes."""
+
+    name: str
+    group: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+NEAR_NAMES = 3
+"""More suggestions than this read as noise."""
+
+
+def unknown_topic(name: str, known: Iterable[str]) -> UnknownTopic:
+    """The error for a name that is no topic, with the names it may have been meant to be."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=NEAR_NAMES, cutoff=0.5)
+    near += [n for n in names if name and name in n and n not in near][: NEAR_NAMES - len(near)]
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif names:
+        hint = f"there are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+    else:
+        hint = "the log has no topics yet; `headrace run pipeline.py` creates those of a program"
+    return UnknownTopic(f"topic {name!r} does not exist: {hint}")
