@@ -11,9 +11,8 @@ import io
 import pickle
 from typing import Any
 
-from river import base
-
 from headrace.models.errors import ArtifactError
+from river import base
 
 PROTOCOL = 5
 
@@ -23,8 +22,22 @@ MAX_ARTIFACT_BYTES = 64 << 20
 _PLAIN: frozenset[tuple[str, str]] = frozenset(
     {
         ("builtins", name)
-        for name in ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "bytes", "complex",
-                     "range", "slice", "bytearray")
+        for name in (
+            "set",
+            "frozenset",
+            "dict",
+            "list",
+            "tuple",
+            "int",
+            "float",
+            "bool",
+            "str",
+            "bytes",
+            "complex",
+            "range",
+            "slice",
+            "bytearray",
+        )
     }
     | {
         ("collections", "defaultdict"),

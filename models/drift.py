@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-from river import drift as river_drift
-from river.drift import binary
-
 from headrace.models import artifacts
 from headrace.models.evaluation import log_loss
 from headrace.models.model import Model
@@ -17,6 +14,8 @@ from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.outcomes import Prediction, Settled
+from river import drift as river_drift
+from river.drift import binary
 
 ERRORS: dict[str, Callable[[float, bool], float]] = {
     "log_loss": log_loss,
@@ -70,9 +69,7 @@ def PageHinkley(
     return _watch(
         on,
         "PageHinkley",
-        lambda: river_drift.PageHinkley(
-            min_instances=min_instances, delta=delta, threshold=threshold, mode=mode
-        ),
+        lambda: river_drift.PageHinkley(min_instances=min_instances, delta=delta, threshold=threshold, mode=mode),
     )
 
 
@@ -87,9 +84,7 @@ def KSWIN(on: str, *, alpha: float = 0.005, window_size: int = 100, stat_size: i
 
 def DDM(on: str = "error", *, warm_start: int = 30, drift_threshold: float = 3.0) -> Watch:
     """An error rate above its best by standard deviations (Gama et al., 2004)."""
-    return _watch(
-        on, "DDM", lambda: binary.DDM(warm_start=warm_start, drift_threshold=drift_threshold), is_binary=True
-    )
+    return _watch(on, "DDM", lambda: binary.DDM(warm_start=warm_start, drift_threshold=drift_threshold), is_binary=True)
 
 
 def EDDM(on: str = "error", *, warm_start: int = 30, beta: float = 0.9) -> Watch:
@@ -114,9 +109,7 @@ def HDDM_W(
     return _watch(
         on,
         "HDDM_W",
-        lambda: binary.HDDM_W(
-            drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided
-        ),
+        lambda: binary.HDDM_W(drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided),
         is_binary=True,
     )
 

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
-
 from headrace.models.model import Model
 from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros
 from headrace.streams.outcomes import Settled
+from numpy.typing import NDArray
 
 BINS = 1024
 """Of the logit between -LIMIT and LIMIT: 0.023 wide, which moves ROC AUC by less than 0.0005 on the returns data."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
-
 from headrace.models import artifacts, versions
 from headrace.models.errors import LearnerError
 from headrace.models.model import Model

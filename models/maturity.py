@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-
 from headrace.streams.batch import Batch, Change, Outputs, Rows
 from headrace.streams.durations import micros
 from headrace.streams.outcomes import Settled

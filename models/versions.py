@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-
 from headrace.models import artifacts
 
 REGISTRY = "registry"

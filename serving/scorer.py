@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import numpy as np
-
 from headrace.models import versions
 from headrace.models.model import Model
 from headrace.streams.batch import Batch, Change, Outputs, Record, Rows
@@ -24,9 +23,7 @@ class Scorer:
     the registry. columns: the features' names as the batch has them (`Set.name`) and as the model sees them.
     """
 
-    def __init__(
-        self, model: Model, columns: Sequence[tuple[str, str]], now: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, model: Model, columns: Sequence[tuple[str, str]], now: Callable[[], float] = time.time) -> None:
         self.name = f"score.{model.name}"
         self.column = f"prediction.{model.name}"
         self._model = model.name

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
-
 from headrace.streams.batch import Column
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import NEWEST, OLDEST, Event, Field, fields
+from numpy.typing import NDArray
 
 MAX_EVENT_BYTES = 1_000_000
 """Larger values are refused: one of them would fill the buffers that thousands of events share."""

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
-
 from headrace.streams.durations import microseconds
 from headrace.streams.errors import DeclarationError
 
@@ -103,9 +102,7 @@ class Event(msgspec.Struct, metaclass=_EventMeta):
 def _check_topic(event: str, topic: str) -> None:
     plain = topic.replace("-", "").replace("_", "").replace(".", "")
     if not (0 < len(topic) <= 200 and plain.isascii() and plain.isalnum()):
-        raise DeclarationError(
-            f"event {event}: topic {topic!r} may have 1 to 200 letters, digits, '.', '_' and '-'"
-        )
+        raise DeclarationError(f"event {event}: topic {topic!r} may have 1 to 200 letters, digits, '.', '_' and '-'")
 
 
 Kind = Literal["int", "float", "bool", "str", "time", "object"]

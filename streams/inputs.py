@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-
 from headrace.streams.batch import Batch, Record, Rows
 from headrace.streams.codecs import Codec, Decoded
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
+from numpy.typing import NDArray
 
 MAX_BUFFERED_ROWS = 20_000
 """Rows decoded and waiting in one input; a faster input is not read further until they are taken."""
@@ -184,9 +183,7 @@ class Merge:
             self.watermark = int(watermark[-1])
         return Taken(_compact(time, watermark, keep, streams), refused, len(order))
 
-    def _order(
-        self, safe: list[int], limit: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+    def _order(self, safe: list[int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
         """(order times, input of each row, rows per input) of the next rows in merged order."""
         times = [i.waiting()[:count] for i, count in zip(self.inputs, safe, strict=True)]
         order = np.concatenate(times)
@@ -236,7 +233,9 @@ class Merge:
         streams[source.topic] = _rows(self.inputs[n].partition, parts)
 
 
-def _rows(partition: Partition, parts: list[tuple[NDArray[np.int64], _Chunk, NDArray[np.int64], NDArray[np.int64]]]) -> Rows:
+def _rows(
+    partition: Partition, parts: list[tuple[NDArray[np.int64], _Chunk, NDArray[np.int64], NDArray[np.int64]]]
+) -> Rows:
     names = parts[0][1].decoded.fields
     return Rows(
         at=np.concatenate([p[0] for p in parts]),
@@ -276,4 +275,6 @@ def _late(source: Source, fetched: Fetched, i: int) -> Record:
     if not source.late:
         raise InvalidEvent(f"{source.topic} goes back in time at offset {fetched.offset[i]}")
     reason = b"later than the watermark and the allowed lateness"
-    return Record(source.late, fetched.keys[i], fetched.values[i], None, None, (("reason", reason), *_origin(fetched, i)))
+    return Record(
+        source.late, fetched.keys[i], fetched.values[i], None, None, (("reason", reason), *_origin(fetched, i))
+    )

@@ -15,7 +15,6 @@ from aiokafka.errors import (
     KafkaError,
     ProducerFenced,
 )
-
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Writer
@@ -236,5 +235,3 @@ async def _bounded(awaitable: Awaitable[T], seconds: float, what: str) -> T:
         return await asyncio.wait_for(awaitable, seconds)
     except (KafkaError, OSError, TimeoutError) as error:
         raise LogUnavailable(f"{what}: {error or 'no answer in time'}") from error
-
-

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
 from headrace.streams.batch import Record
+from numpy.typing import NDArray
 
 
 class Partition(NamedTuple):

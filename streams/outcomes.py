@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
@@ -59,9 +58,7 @@ class Outcome:
     def bind(self, of: type[Event]) -> None:
         """Say whose outcome it is, where the declaration left it to the model."""
         if self.of is not None and self.of is not of:
-            raise DeclarationError(
-                f"Outcome of {self.of.__name__} cannot be the outcome of a model on {of.__name__}"
-            )
+            raise DeclarationError(f"Outcome of {self.of.__name__} cannot be the outcome of a model on {of.__name__}")
         self._check(of)
         self.of = of
 

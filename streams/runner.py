@@ -191,7 +191,9 @@ class Runner:
                 retries += 1
                 self.progress.restarts += 1
                 if retries > MAX_RETRIES:
-                    raise LogUnavailable(f"task {self.task.name} gave up after {MAX_RETRIES} attempts: {error}") from error
+                    raise LogUnavailable(
+                        f"task {self.task.name} gave up after {MAX_RETRIES} attempts: {error}"
+                    ) from error
                 logger.warning("task %s starts again in %.1f s: %s", self.task.name, wait, error)
                 await self.clock.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST)

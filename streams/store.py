@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
-
 from headrace.streams.batch import Change
 from headrace.streams.errors import StateError
+from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
 
 WRITE_BUFFER_BYTES = 16 << 20
 """Per task; a worker holds many tasks, and RocksDB keeps two of these each."""
@@ -74,7 +73,8 @@ class RocksStore:
             if "lock" in str(error).lower():
                 raise StateError(f"another process holds the state in {path}; stop it first") from error
             raise StateError(
-                f"the state in {path} cannot be opened ({error}); delete the folder and it is rebuilt from the changelog"
+                f"the state in {path} cannot be opened ({error}); "
+                f"delete the folder and it is rebuilt from the changelog"
             ) from error
 
     def get(self, key: bytes) -> bytes | None:

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
-
 from headrace.streams.batch import Change, Operator, Outputs, Record
 from headrace.streams.errors import StateError
 from headrace.streams.inputs import NEVER, Input, Merge
@@ -135,9 +134,7 @@ class Task:
         for operator in self.operators:
             prefix = operator.name.encode() + b"\x00"
             changes += [(prefix + key, value) for key, value in operator.changes()]
-        mark = Mark(
-            [i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program
-        )
+        mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
         changes.append((_MARK, msgspec.json.encode(mark)))
         placed = [r if r.partition is not None else replace(r, partition=self.number) for r in records]
         return Work(placed, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
