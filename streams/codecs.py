@@ -42,13 +42,17 @@ class Decoded:
     refused: list[tuple[int, InvalidEvent]]
 
 
-class Codec(Protocol):
-    """Decodes and encodes the values of one event class."""
+class Decoder(Protocol):
+    """Decodes the values of a topic into columns."""
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
     ) -> Decoded:
         """Columns of the accepted values. published: int64, microseconds, per value."""
+
+
+class Codec(Decoder, Protocol):
+    """Decodes and encodes the values of one event class."""
 
     def decode_one(self, value: bytes) -> Event: ...
 

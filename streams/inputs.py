@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from headrace.streams.batch import Batch, Record, Rows
-from headrace.streams.codecs import Codec, Decoded
+from headrace.streams.codecs import Decoded, Decoder
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Source:
     """
 
     topic: str
-    codec: Codec
+    codec: Decoder
     out_of_orderness: int = 0
     lateness: int = 0
     rejected: str = ""

@@ -10,7 +10,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.codecs import Decoded
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, fields
@@ -61,6 +64,13 @@ class Outcome:
             raise DeclarationError(f"Outcome of {self.of.__name__} cannot be the outcome of a model on {of.__name__}")
         self._check(of)
         self.of = of
+
+    @property
+    def stream(self) -> Stream:
+        """Matches as a stream that features can aggregate. Raises DeclarationError before it is known whose they are."""
+        if self.of is None:
+            raise DeclarationError("features of an Outcome need to know whose it is: write hr.Outcome(..., of=<Event>)")
+        return Stream(self.known_stream, fields(self.of), self.of.contract.lateness, self)
 
     @property
     def known_stream(self) -> str:
@@ -365,3 +375,14 @@ class Settled(msgspec.Struct, frozen=True):
     base: float
     version: str
     features: dict[str, float | str | None]
+
+
+class OutcomeCodec:
+    """Reads `outcomes.<model>` as a task's input: the values as they are, in the order of the log."""
+
+    def decode(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
+    ) -> Decoded:
+        column = np.empty(len(values), np.object_)
+        column[:] = values
+        return Decoded(np.arange(len(values)), {"value": column}, np.zeros(len(values), np.int64), [])
