@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from headrace import plan
 from headrace.streams.errors import DeclarationError
 from headrace.streams.topics import Processor, Topic
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from headrace.models.model import Model
     from headrace.streams.event import Event
     from headrace.streams.features import Features
+
+MAX_PARTITIONS = 1_000
+"""More tasks than this in one application are a mistake, not a plan."""
 
 __all__ = ["App", "Processor", "Topic"]
 
@@ -40,16 +44,21 @@ class App:
         self.models = tuple(models)
         self.features = tuple(features)
         self.partitions = partitions
+        if not models and not features:
+            raise DeclarationError(f"App {name} does nothing: give it models=[...] or features=[...]")
+        if not 1 <= partitions <= MAX_PARTITIONS:
+            raise DeclarationError(f"App {name}: partitions={partitions} is not between 1 and {MAX_PARTITIONS}")
+        plan.topics(self)
 
     @property
     def events(self) -> tuple[type[Event], ...]:
         """The event classes that users publish, each once, in the order of their first use."""
-        raise NotImplementedError
+        return plan.events(self)
 
     def topics(self) -> tuple[Topic, ...]:
         """Every topic of the application, sources first."""
-        raise NotImplementedError
+        return plan.topics(self)
 
     def processors(self) -> tuple[Processor, ...]:
         """Every processor, upstream first."""
-        raise NotImplementedError
+        return plan.processors(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 from headrace.streams.errors import DeclarationError
 
@@ -26,6 +27,19 @@ def microseconds(span: str) -> int:
     if not parts or "".join(n + u for n, u in parts) != span.replace(" ", ""):
         raise DeclarationError(f'{span!r} is not a span of time: write "90s", "15m", "1h30m", "7d" or "2w"')
     return round(sum(float(n) * _UNITS[u] for n, u in parts))
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def when(micros: int) -> datetime:
+    """The moment that lies so many microseconds after 1970-01-01T00:00Z."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds from 1970-01-01T00:00Z to the moment."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def text(span: int) -> str:

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
-
 from headrace.streams.durations import microseconds
 from headrace.streams.errors import DeclarationError
 
@@ -27,6 +26,7 @@ class Contract(msgspec.Struct, frozen=True):
     lateness:         microseconds behind the watermark that an event may still be and correct its windows
     ahead:            microseconds that an event time may lie after the time it was published
     unknown:          what happens to a field that is not declared
+    codec:            how values are written: "json" or "msgpack"
     """
 
     topic: str
@@ -36,6 +36,7 @@ class Contract(msgspec.Struct, frozen=True):
     lateness: int
     ahead: int
     unknown: Literal["reject", "ignore"]
+    codec: str
 
 
 class _EventMeta(msgspec.StructMeta):
@@ -52,6 +53,7 @@ class _EventMeta(msgspec.StructMeta):
         lateness: str = "0s",
         ahead: str = "1d",
         unknown: Literal["reject", "ignore"] = "reject",
+        codec: str = "json",
         **options: Any,
     ) -> type:
         options.setdefault("frozen", True)
@@ -79,6 +81,7 @@ class _EventMeta(msgspec.StructMeta):
             lateness=microseconds(lateness),
             ahead=microseconds(ahead),
             unknown=unknown,
+            codec=codec,
         )
         return cls
 
@@ -99,9 +102,7 @@ class Event(msgspec.Struct, metaclass=_EventMeta):
 def _check_topic(event: str, topic: str) -> None:
     plain = topic.replace("-", "").replace("_", "").replace(".", "")
     if not (0 < len(topic) <= 200 and plain.isascii() and plain.isalnum()):
-        raise DeclarationError(
-            f"event {event}: topic {topic!r} may have 1 to 200 letters, digits, '.', '_' and '-'"
-        )
+        raise DeclarationError(f"event {event}: topic {topic!r} may have 1 to 200 letters, digits, '.', '_' and '-'")
 
 
 Kind = Literal["int", "float", "bool", "str", "time", "object"]

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
 
-from headrace.streams.durations import microseconds
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from headrace.streams.aggregations import Stream
+from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.codecs import Decoded
+from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, fields
 
@@ -51,11 +61,27 @@ class Outcome:
     def bind(self, of: type[Event]) -> None:
         """Say whose outcome it is, where the declaration left it to the model."""
         if self.of is not None and self.of is not of:
-            raise DeclarationError(
-                f"Outcome of {self.of.__name__} cannot be the outcome of a model on {of.__name__}"
-            )
+            raise DeclarationError(f"Outcome of {self.of.__name__} cannot be the outcome of a model on {of.__name__}")
         self._check(of)
         self.of = of
+
+    @property
+    def stream(self) -> Stream:
+        """Matches as a stream that features can aggregate. Raises DeclarationError before it is known whose they are."""
+        if self.of is None:
+            raise DeclarationError("features of an Outcome need to know whose it is: write hr.Outcome(..., of=<Event>)")
+        return Stream(self.known_stream, fields(self.of), self.of.contract.lateness, self)
+
+    @property
+    def known_stream(self) -> str:
+        """The derived stream of matches: the settled event's fields, at the moment its outcome was known."""
+        of = self.of.contract.topic if self.of else "?"
+        return f"{self.event.contract.topic}~{of}"
+
+    @property
+    def expired_stream(self) -> str:
+        """The derived stream of events that reached the horizon without a match."""
+        return f"{self.known_stream}~expired"
 
     def _check(self, event: type[Event]) -> None:
         known = {f.name: f.kind for f in fields(event)}
@@ -65,3 +91,298 @@ class Outcome:
                 raise DeclarationError(f"Outcome: {event.__name__} has no field {name!r} ({', '.join(known)})")
         if self.quantity and known[self.quantity] not in ("int", "float"):
             raise DeclarationError(f"Outcome: quantity={self.quantity!r} is not a number in {event.__name__}")
+
+
+@dataclass(slots=True)
+class _Line:
+    """An open event. left: the quantity not yet taken back; labelled: its outcome is known already."""
+
+    match: tuple[Any, ...]
+    time: int
+    left: float
+    labelled: bool
+    fields: list[Any]
+
+
+class Match:
+    """Finds outcomes: matches each outcome event with the open events it settles, and lets the others expire.
+
+    Adds two streams to the batch, with the settled event's own fields and its offset as `~offset`:
+    `Outcome.known_stream`, at the moment of the match, and `Outcome.expired_stream`, once the watermark is past the
+    horizon. Rows are taken one at a time in batch order, so where batches are cut changes nothing.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        assert outcome.of is not None, "a model binds its outcome"
+        self.name = f"match.{outcome.known_stream}"
+        self._outcome = outcome
+        self._main = outcome.of.contract.topic
+        self._by = outcome.event.contract.topic
+        self._fields = fields(outcome.of)
+        self.unmatched = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self._open: dict[int, _Line] = {}
+        self._by_match: dict[tuple[Any, ...], list[int]] = {}
+        self._expiry: list[tuple[int, int]] = []
+        self._touched: set[int] = set()
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
+            match, time, left, labelled, row = msgspec.msgpack.decode(value)
+            self._add(int.from_bytes(key, "big"), _Line(tuple(match), time, left, labelled, row))
+        for offsets in self._by_match.values():
+            offsets.sort()
+
+    def changes(self) -> list[Change]:
+        changes: list[Change] = []
+        for offset in sorted(self._touched):
+            line = self._open.get(offset)
+            packed = line and msgspec.msgpack.encode((line.match, line.time, line.left, line.labelled, line.fields))
+            changes.append((offset.to_bytes(8, "big"), packed))
+        self._touched.clear()
+        return changes
+
+    def process(self, batch: Batch, out: Outputs) -> None:
+        known = _Derived()
+        expired = _Derived()
+        main, by = batch.streams.get(self._main), batch.streams.get(self._by)
+        events: dict[int, tuple[bool, int]] = {}
+        if main is not None:
+            events.update((at, (True, row)) for row, at in enumerate(main.at.tolist()))
+        if by is not None:
+            events.update((at, (False, row)) for row, at in enumerate(by.at.tolist()))
+        lines = self._lines(main, batch.time[main.at].tolist()) if main is not None else []
+        returns = self._returns(by) if by is not None else []
+        times, watermarks = batch.time.tolist(), batch.watermark.tolist()
+        for at, watermark in enumerate(watermarks):
+            self._expire(at, watermark, expired)
+            is_main, row = events.get(at, (None, 0))
+            if is_main:
+                assert main is not None
+                self._add(int(main.offset[row]), lines[row])
+                self._touched.add(int(main.offset[row]))
+            elif is_main is False:
+                self._settle(at, times[at], *returns[row], known)
+        # What expired before a row is inserted before it; what a row made known comes after it.
+        insert(batch, self._main, [(expired, self._outcome.expired_stream, 0), (known, self._outcome.known_stream, 1)])
+        for derived, stream in ((expired, self._outcome.expired_stream), (known, self._outcome.known_stream)):
+            if derived.at:
+                batch.streams[stream].fields = derived.columns([f.name for f in self._fields])
+
+    def _lines(self, rows: Rows, times: list[int]) -> list[_Line]:
+        columns = [rows.fields[f.name].tolist() for f in self._fields]
+        names = [f.name for f in self._fields]
+        at = [names.index(m) for m in self._outcome.match]
+        quantity = names.index(self._outcome.quantity) if self._outcome.quantity else None
+        made = []
+        for time, *values in zip(times, *columns, strict=True):
+            left = abs(values[quantity]) if quantity is not None else 1
+            made.append(_Line(tuple(values[i] for i in at), time, left, False, values))
+        return made
+
+    def _returns(self, rows: Rows) -> list[tuple[tuple[Any, ...], float]]:
+        columns = [rows.fields[m].tolist() for m in self._outcome.match]
+        many = rows.fields[self._outcome.quantity].tolist() if self._outcome.quantity else [1] * len(rows)
+        return [(match, abs(q)) for match, q in zip(zip(*columns, strict=True), many, strict=True)]
+
+    def _add(self, offset: int, line: _Line) -> None:
+        self._open[offset] = line
+        self._by_match.setdefault(line.match, []).append(offset)
+        heapq.heappush(self._expiry, (line.time + self._outcome.within, offset))
+
+    def _expire(self, at: int, watermark: int, expired: _Derived) -> None:
+        while self._expiry and self._expiry[0][0] < watermark:
+            matures, offset = heapq.heappop(self._expiry)
+            line = self._open.pop(offset)
+            offsets = self._by_match[line.match]
+            offsets.remove(offset)
+            if not offsets:
+                del self._by_match[line.match]
+            self._touched.add(offset)
+            if not line.labelled:
+                expired.add(at, matures, offset, line.fields)
+
+    def _settle(self, at: int, time: int, match: tuple[Any, ...], quantity: float, known: _Derived) -> None:
+        """Take `quantity` back from the most recent open events."""
+        matched = False
+        for offset in reversed(self._by_match.get(match, ())):
+            line = self._open[offset]
+            if quantity <= 0:
+                break
+            if line.left <= 0 or not line.time <= time <= line.time + self._outcome.within:
+                continue
+            matched = True
+            took = min(quantity, line.left)
+            quantity -= took
+            line.left -= took
+            self._touched.add(offset)
+            if not line.labelled:
+                line.labelled = True
+                known.add(at, time, offset, line.fields)
+        self.unmatched += not matched
+
+
+@dataclass(slots=True)
+class _Derived:
+    """Rows of a derived stream while they are found: position in the batch, time, the event's offset and values."""
+
+    at: list[int] = field(default_factory=list)
+    time: list[int] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
+    values: list[list[Any]] = field(default_factory=list)
+
+    def add(self, at: int, time: int, offset: int, values: list[Any]) -> None:
+        self.at.append(at)
+        self.time.append(time)
+        self.offset.append(offset)
+        self.values.append(values)
+
+    def columns(self, names: Sequence[str]) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        for name, values in zip(names, zip(*self.values, strict=True), strict=True):
+            if any(isinstance(v, str) or v is None for v in values):
+                column = np.empty(len(values), np.object_)
+                column[:] = values
+            else:
+                column = np.array(values)
+            columns[name] = column
+        columns["~offset"] = np.array(self.offset, np.int64)
+        return columns
+
+
+def insert(batch: Batch, topic: str, derived: Sequence[tuple[_Derived, str, int]]) -> None:
+    """Put derived rows into a batch: side 0 before the row at their position, side 1 after it."""
+    extra = sum(len(d.at) for d, _, _ in derived)
+    if not extra:
+        return
+    n = len(batch)
+    positions = [np.arange(n) * 3 + 1, *(np.array(d.at, np.int64) * 3 + 2 * side for d, _, side in derived)]
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    place = np.empty(n + extra, np.int64)
+    place[order] = np.arange(n + extra)
+    for rows in batch.streams.values():
+        rows.at = place[rows.at]
+    time = [batch.time, *(np.array(d.time, np.int64) for d, _, _ in derived)]
+    mark = [batch.watermark, *(batch.watermark[np.array(d.at, np.int64)] for d, _, _ in derived)]
+    batch.time, batch.watermark = np.concatenate(time)[order], np.concatenate(mark)[order]
+    done = n
+    for d, stream, _ in derived:
+        if d.at:
+            batch.streams[stream] = Rows(at=place[done : done + len(d.at)], fields={}, topic=topic)
+        done += len(d.at)
+
+
+class Settle:
+    """Joins each prediction with its outcome; publishes it on `outcomes.<model>` as soon as it is known.
+
+    Predictions wait as their own bytes; the scorer leaves them as the column `prediction`.
+    """
+
+    def __init__(self, model: str, outcome: Outcome, prediction: str) -> None:
+        assert outcome.of is not None, "a model binds its outcome"
+        self.name = f"settle.{model}"
+        self._topic = f"outcomes.{model}"
+        self._outcome = outcome
+        self._main = outcome.of.contract.topic
+        self._prediction = prediction
+        self.clear()
+
+    def clear(self) -> None:
+        self._waiting: dict[int, bytes] = {}
+        self._touched: set[int] = set()
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        self._waiting.update((int.from_bytes(key, "big"), value) for key, value in rows)
+
+    def changes(self) -> list[Change]:
+        changes: list[Change] = [(o.to_bytes(8, "big"), self._waiting.get(o)) for o in sorted(self._touched)]
+        self._touched.clear()
+        return changes
+
+    def process(self, batch: Batch, out: Outputs) -> None:
+        main = batch.streams.get(self._main)
+        if main is not None:
+            offsets = main.offset.tolist()
+            self._waiting.update(zip(offsets, main.fields[self._prediction].tolist(), strict=True))
+            self._touched.update(offsets)
+        settled: list[tuple[int, int, bool]] = []
+        for stream, matched in ((self._outcome.known_stream, True), (self._outcome.expired_stream, False)):
+            rows = batch.streams.get(stream)
+            if rows is not None:
+                offsets = rows.fields["~offset"].tolist()
+                settled += [(at, o, matched) for at, o in zip(rows.at.tolist(), offsets, strict=True)]
+        for at, offset, matched in sorted(settled):
+            prediction = self._waiting.pop(offset)
+            self._touched.add(offset)
+            out.append(self._record(prediction, matched, int(batch.time[at]), int(batch.watermark[at])))
+
+    def _record(self, prediction: bytes, matched: bool, known: int, watermark: int) -> Record:
+        made = msgspec.json.decode(prediction, type=Prediction)
+        settled = Settled(
+            id=made.id,
+            key=made.key,
+            at=made.at,
+            known=when(known),
+            matures=made.at + timedelta(microseconds=self._outcome.within),
+            # Several events expire at one row; each stands for the moment at which it matured.
+            watermark=when(watermark if matched else known),
+            outcome=matched != self._outcome.otherwise,
+            score=made.score,
+            base=made.base,
+            version=made.version,
+            features=made.features,
+        )
+        return Record(self._topic, made.key.encode(), msgspec.json.encode(settled), 0)
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What a model said of an event, on `predictions.<model>`.
+
+    id:         the event: topic, partition, offset
+    base:       the share of True among the outcomes learnt so far: the baseline that knows no features
+    route:      how it was made ("embedded")
+    latency_ms: from the event's publication to the prediction
+    """
+
+    id: str
+    key: str
+    at: datetime
+    score: float
+    base: float
+    version: str
+    route: str
+    latency_ms: float
+    features: dict[str, float | str | None]
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """A prediction joined with what became of the event, on `outcomes.<model>`.
+
+    known:     when the outcome was known; matures: the prediction's time plus the horizon
+    watermark: no outcome that matured before it is still to come
+    """
+
+    id: str
+    key: str
+    at: datetime
+    known: datetime
+    matures: datetime
+    watermark: datetime
+    outcome: bool
+    score: float
+    base: float
+    version: str
+    features: dict[str, float | str | None]
+
+
+class OutcomeCodec:
+    """Reads `outcomes.<model>` as a task's input: the values as they are, in the order of the log."""
+
+    def decode(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
+    ) -> Decoded:
+        column = np.empty(len(values), np.object_)
+        column[:] = values
+        return Decoded(np.arange(len(values)), {"value": column}, np.zeros(len(values), np.int64), [])

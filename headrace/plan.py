@@ -1,0 +1,286 @@
+"""From an application to stages: which tasks there are, what each reads and writes, and the operators in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from headrace.models.drift import DriftMonitor
+from headrace.models.evaluation import Evaluator
+from headrace.models.learner import Learner
+from headrace.models.maturity import Mature
+from headrace.models.model import Model
+from headrace.models.versions import REGISTRY
+from headrace.serving.scorer import Scorer
+from headrace.streams.batch import Operator
+from headrace.streams.codecs import MAX_EVENT_BYTES, codec
+from headrace.streams.errors import DeclarationError
+from headrace.streams.event import Event
+from headrace.streams.features import Features, FeatureSet, WindowSet, columns, declaration, references, sources
+from headrace.streams.inputs import Input, Source
+from headrace.streams.log import Partition
+from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
+from headrace.streams.runner import Follow
+from headrace.streams.store import Store
+from headrace.streams.task import Task
+from headrace.streams.topics import Kind, Processor, Topic
+
+if TYPE_CHECKING:
+    from headrace.app import App
+
+FOREVER = {"retention.ms": "-1"}
+"""Source and derived topics keep everything: a model is recomputed from them, and old event times must not expire."""
+
+COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": str(96 << 20)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Tasks of one kind, one for each partition.
+
+    build: (partition, store) to the task and what it follows beside its inputs
+    """
+
+    name: str
+    group: str
+    partitions: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    build: Callable[[int, Store], tuple[Task, list[Follow]]]
+
+    @property
+    def changelog(self) -> str:
+        return f"{self.group}.changelog"
+
+
+def feature_sets(app: App) -> list[type[Features]]:
+    """Every feature set once, each after the sets it refers to."""
+    ordered: dict[type[Features], None] = {}
+
+    def visit(one: type[Features], above: tuple[type[Features], ...]) -> None:
+        if one in above:
+            names = " -> ".join(s.__name__ for s in (*above, one))
+            raise DeclarationError(f"feature sets refer to each other in a circle: {names}")
+        for other in references(one):
+            visit(other, (*above, one))
+        ordered.setdefault(one)
+
+    for model in app.models:
+        for one in model.features:
+            visit(one, ())
+    for one in app.features:
+        visit(one, ())
+    names = [s.__name__ for s in ordered]
+    for name in names:
+        if names.count(name) > 1:
+            raise DeclarationError(f"two feature sets are called {name}; topics are named after them, so rename one")
+    return list(ordered)
+
+
+def events(app: App) -> tuple[type[Event], ...]:
+    """The event classes that are read, main streams first."""
+    models, sets = app.models, feature_sets(app)
+    found: dict[str, type[Event]] = {}
+    wanted = [m.on for m in models] + [_event(declaration(s).of.origin) for s in sets]
+    wanted += [o.event for o in _outcomes(models, sets)]
+    wanted += [_event(s.origin) for one in sets for s in sources(one) if not isinstance(s.origin, Outcome)]
+    for event in wanted:
+        known = found.setdefault(event.contract.topic, event)
+        if known is not event:
+            raise DeclarationError(
+                f"events {known.__name__} and {event.__name__} both declare topic {event.contract.topic!r}"
+            )
+    return tuple(found.values())
+
+
+def _event(origin: object) -> type[Event]:
+    assert isinstance(origin, type)
+    assert issubclass(origin, Event)
+    return origin
+
+
+def _outcomes(models: Iterable[Model], sets: Iterable[type[Features]]) -> list[Outcome]:
+    found = {id(m.outcome): m.outcome for m in models if m.outcome is not None}
+    for one in sets:
+        for stream in sources(one):
+            if isinstance(stream.origin, Outcome):
+                found[id(stream.origin)] = stream.origin
+    return list(found.values())
+
+
+def model_columns(model: Model) -> list[tuple[str, str]]:
+    """(column of the batch, name for the model) of the features a model sees.
+
+    Raises DeclarationError where two sets have a feature of one name.
+    """
+    found: dict[str, str] = {}
+    for one in model.features:
+        if declaration(one).of.name != model.on.contract.topic:
+            raise DeclarationError(
+                f"model {model.name} scores {model.on.__name__}, but {one.__name__} has features of "
+                f"{declaration(one).of.name}"
+            )
+        kinds = {f.name: f.kind for f in columns(one)}
+        for feature in declaration(one).public:
+            column = f"{one.__name__}.{feature}"
+            if kinds[column] == "time":
+                raise DeclarationError(f"{column} is a time; a model takes numbers and text")
+            if feature in found:
+                raise DeclarationError(f"model {model.name}: {column} and {found[feature]} share a name; rename one")
+            found[feature] = column
+    return [(column, name) for name, column in found.items()]
+
+
+def stages(app: App) -> tuple[Stage, ...]:
+    """The stages of an application, upstream first. Raises DeclarationError where they cannot be laid out."""
+    models, sets = app.models, feature_sets(app)
+    known = {e.contract.topic: e for e in events(app)}
+    mains = dict.fromkeys([m.on.contract.topic for m in models] + [declaration(s).of.name for s in sets])
+    made = []
+    for main in mains:
+        here = [s for s in sets if declaration(s).of.name == main]
+        scored = [m for m in models if m.on.contract.topic == main]
+        made.append(_event_stage(app, known, main, here, scored))
+    made += [_learning_stage(app, m) for m in models if m.outcome is not None]
+    return tuple(made)
+
+
+def _event_stage(
+    app: App,
+    known: dict[str, type[Event]],
+    main: str,
+    sets: list[type[Features]],
+    models: list[Model],
+) -> Stage:
+    """Features, predictions and outcomes of one topic's events, in one task a partition."""
+    outcomes = _outcomes(models, sets)
+    inputs = dict.fromkeys([main, *(o.event.contract.topic for o in outcomes)])
+    inputs.update(dict.fromkeys(s.name for one in sets for s in sources(one) if s.name in known))
+    if app.partitions > 1:
+        _check_partitioning(known[main], sets, outcomes, app.partitions)
+    outputs = [f"{t}.{kind}" for t in inputs for kind in ("rejected", "late")]
+    outputs += [f"features.{s.__name__}" for s in sets if declaration(s).publish and declaration(s).public]
+    for model in models:
+        outputs.append(f"predictions.{model.name}")
+        outputs += [f"outcomes.{model.name}"] if model.outcome else []
+        outputs += [f"drift.{model.name}"] if any(w.moment == "prediction" for w in model.watch) else []
+    group = f"{app.name}.{main}"
+
+    def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
+        operators: list[Operator] = [Match(o) for o in outcomes]
+        operators += [FeatureSet(s) if declaration(s).window is None else WindowSet(s) for s in sets]
+        follows = []
+        for model in models:
+            scorer = Scorer(model, model_columns(model))
+            operators.append(scorer)
+            if model.outcome is not None:
+                operators.append(Settle(model.name, model.outcome, scorer.column))
+                follows.append(Follow(Partition(REGISTRY, 0), scorer.follow))
+            if any(w.moment == "prediction" for w in model.watch):
+                operators.append(DriftMonitor(model, "prediction"))
+        read = [Input(_source(known[t]), Partition(t, number)) for t in inputs]
+        changelog = Partition(f"{group}.changelog", number)
+        return Task(main, number, read, operators, store, changelog, _program(sets, outcomes, models)), follows
+
+    return Stage(main, group, app.partitions, tuple(inputs), tuple(outputs), build)
+
+
+def _learning_stage(app: App, model: Model) -> Stage:
+    """What a model learns of its outcomes, in one total order: one partition."""
+    name = f"learn.{model.name}"
+    group = f"{app.name}.{name}"
+    topic = f"outcomes.{model.name}"
+
+    def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
+        operators: list[Operator] = [Mature(model.name), Learner(model), Evaluator(model, baselines(model))]
+        if any(w.moment == "outcome" for w in model.watch):
+            operators.append(DriftMonitor(model, "outcome"))
+        read = [Input(Source(topic, OutcomeCodec()), Partition(topic, number))]
+        return Task(name, number, read, operators, store, Partition(f"{group}.changelog", number)), []
+
+    outputs = (REGISTRY, f"metrics.{model.name}", f"drift.{model.name}")
+    return Stage(name, group, 1, (topic,), outputs, build)
+
+
+def baselines(model: Model) -> dict[str, str]:
+    """The baselines of a model: name to the feature's name as predictions carry it."""
+    by_column = dict(model_columns(model))
+    found = {}
+    for name, reference in model.baselines.items():
+        if reference.name not in by_column:
+            raise DeclarationError(
+                f"model {model.name}: baseline {name!r} is {reference.name}, which is not one of its public features"
+            )
+        found[name] = by_column[reference.name]
+    return found
+
+
+def _check_partitioning(
+    main: type[Event], sets: list[type[Features]], outcomes: list[Outcome], partitions: int
+) -> None:
+    """With several partitions, all that a key needs must lie in the partition of that key."""
+    key = main.contract.key
+    for one in sets:
+        by = list(declaration(one).by)
+        if by and key not in by:
+            raise DeclarationError(
+                f"{one.__name__} is by {', '.join(by)}, but {main.contract.topic} is partitioned by {key}: over "
+                f"{partitions} partitions no task sees all of one {by[0]}. Use App(partitions=1)"
+            )
+    for outcome in outcomes:
+        if key not in outcome.match:
+            raise DeclarationError(
+                f"the outcome is matched on {', '.join(outcome.match)}, but {main.contract.topic} is partitioned by "
+                f"{key}: add it to match, or use App(partitions=1)"
+            )
+
+
+def _source(event: type[Event]) -> Source:
+    contract = event.contract
+    topic = contract.topic
+    return Source(
+        topic, codec(event), contract.out_of_orderness, contract.lateness, f"{topic}.rejected", f"{topic}.late"
+    )
+
+
+def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[Model]) -> str:
+    """A fingerprint of what shapes the state: another one's state is refused."""
+    parts = [f"{s.__name__} by {declaration(s).by} {declaration(s).features}" for s in sets]
+    parts += [f"{o.known_stream} {o.match} {o.within} {o.quantity}" for o in outcomes]
+    parts += [f"{m.name} {[w.key for w in m.watch]}" for m in models]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def topics(app: App) -> tuple[Topic, ...]:
+    """Every topic of an application, sources first, each once."""
+    large = {**FOREVER, "max.message.bytes": str(2 * MAX_EVENT_BYTES)}
+    found: dict[str, Topic] = {}
+
+    def add(topic: Topic) -> None:
+        found.setdefault(topic.name, topic)
+
+    for event in events(app):
+        add(Topic(event.contract.topic, "event", app.partitions, event, large))
+    laid = stages(app)
+    kinds = ("features", "predictions", "outcomes", "metrics", "drift")
+    for stage in laid:
+        for name in stage.outputs:
+            kind = next((k for k in kinds if name.startswith(f"{k}.")), None)
+            if name == REGISTRY:
+                add(Topic(name, "registry", 1, None, COMPACTED))
+            elif kind in ("features", "predictions"):
+                add(Topic(name, cast(Kind, kind), app.partitions, None, FOREVER))
+            elif kind is not None:
+                add(Topic(name, cast(Kind, kind), 1, None, FOREVER))
+            else:
+                add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, large))
+    for stage in laid:
+        add(Topic(stage.changelog, "changelog", stage.partitions, None, COMPACTED))
+    return tuple(found.values())
+
+
+def processors(app: App) -> tuple[Processor, ...]:
+    """Every processor, upstream first."""
+    return tuple(Processor(s.name, s.group, s.inputs, s.outputs) for s in stages(app))

@@ -1,0 +1,101 @@
+"""The embedded scorer: a model in the process of its task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import numpy as np
+from headrace.models import versions
+from headrace.models.model import Model
+from headrace.streams.batch import Batch, Change, Outputs, Record, Rows
+from headrace.streams.durations import when
+from headrace.streams.log import Fetched
+from headrace.streams.outcomes import Prediction
+
+
+class Scorer:
+    """Scores each event of a model once, with the newest version that the registry has shown it.
+
+    The prediction names the version and carries the features that made it. It is stateless: what it follows is on
+    the registry. columns: the features' names as the batch has them (`Set.name`) and as the model sees them.
+    """
+
+    def __init__(self, model: Model, columns: Sequence[tuple[str, str]], now: Callable[[], float] = time.time) -> None:
+        self.name = f"score.{model.name}"
+        self.column = f"prediction.{model.name}"
+        self._model = model.name
+        self._topic = f"predictions.{model.name}"
+        self._main = model.on.contract.topic
+        self._key = model.on.contract.key
+        self._columns = [column for column, _ in columns]
+        self._names = [name for _, name in columns]
+        self._now = now
+        self._prior = model.outcome.prior if model.outcome else 0.5
+        self.version = versions.Loaded(f"{model.name}@0", self._prior, None)
+
+    def follow(self, fetched: Fetched) -> None:
+        """Take the newest version of this model among registry records."""
+        newest = None
+        for key, value in zip(fetched.keys, fetched.values, strict=True):
+            if key == self._model.encode() and value is not None:
+                newest = value
+        if newest is not None:
+            self.version = versions.load(versions.decode(newest))
+
+    def clear(self) -> None:
+        pass
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        pass
+
+    def changes(self) -> list[Change]:
+        return []
+
+    def process(self, batch: Batch, out: Outputs) -> None:
+        rows = batch.streams.get(self._main)
+        if rows is None or not len(rows):
+            return
+        times = batch.time[rows.at].tolist()
+        published = rows.published.tolist()
+        keys = rows.fields[self._key].tolist()
+        now = self._now()
+        values = []
+        for i, features in enumerate(self._features(rows)):
+            prediction = Prediction(
+                id=rows.event_id(i),
+                key=str(keys[i]),
+                at=when(times[i]),
+                score=score(self.version, features, self._prior),
+                base=self.version.rate,
+                version=self.version.name,
+                route="embedded",
+                latency_ms=round(max(0.0, now * 1e3 - published[i] / 1e3), 1),
+                features=features,
+            )
+            value = msgspec.json.encode(prediction)
+            values.append(value)
+            out.append(Record(self._topic, prediction.key.encode(), value))
+        column = np.empty(len(values), np.object_)
+        column[:] = values
+        rows.fields[self.column] = column
+
+    def _features(self, rows: Rows) -> Iterable[dict[str, float | str | None]]:
+        """Each row's features by name; None where missing."""
+        columns = [rows.fields[c].tolist() for c in self._columns]
+        for values in zip(*columns, strict=True):
+            yield {
+                name: None if value is None or value != value else value
+                for name, value in zip(self._names, values, strict=True)
+            }
+
+
+def score(version: versions.Loaded, features: dict[str, float | str | None], prior: float) -> float:
+    """The probability of True; the prior before the first version, or where the model has no finite answer."""
+    if version.estimator is None:
+        return prior
+    known = {name: value for name, value in features.items() if value is not None}
+    answer = version.estimator.predict_proba_one(known).get(True)
+    return float(answer) if answer is not None and math.isfinite(answer) else prior

@@ -1,0 +1,70 @@
+"""`python -m headrace.streams.broker --data DIR --port P`: the local broker as a process."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from .errors import BrokerError
+from .server import Broker
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m headrace.streams.broker",
+        description="The Kafka protocol over RocksDB, for one machine.",
+    )
+    parser.add_argument("--data", required=True, help="the folder that holds everything; made if missing")
+    parser.add_argument("--port", type=int, required=True, help="0 takes any free port")
+    parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
+    parser.add_argument("--fsync", action="store_true", help="survive power cuts too, at a price per request")
+    parser.add_argument("--auto-create", action="store_true", help="create topics that clients ask for")
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this loopback port")
+    return parser.parse_args(arguments)
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(kind, stopped.set)
+    broker = Broker(
+        arguments.data,
+        arguments.host,
+        arguments.port,
+        fsync=arguments.fsync,
+        auto_create=arguments.auto_create,
+    )
+    async with broker:
+        if arguments.metrics_port is not None:
+            from prometheus_client import start_http_server
+
+            start_http_server(arguments.metrics_port, "127.0.0.1", broker.metrics.registry)
+        print(f"The local broker serves {arguments.data} at {broker.address}.", flush=True)
+        await stopped.wait()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows
+        return None
+    return uvloop.new_event_loop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parsed = _arguments(arguments)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(parsed))
+    except BrokerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Records: produce, fetch, look-ups and deletion."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from kio.schema.errors import ErrorCode
+
+from .batches import LEADER_EPOCH, receive_batch, with_append_time
+from .call import Call
+from .errors import Refusal
+from .log import Append, PartitionLog
+from .messages import Fields, Message, milliseconds, moment
+from .store import Change
+
+_READ_COMMITTED = 1
+_EARLIEST, _LATEST, _GREATEST_TIME = -2, -1, -3
+_TO_THE_END = -1
+
+
+# Produce.
+
+
+def produce(call: Call) -> Fields | None:
+    """All partitions of a request are written in one change; it is durable when the answer is sent."""
+    request = call.request
+    change = Change()
+    staged: dict[tuple[str, int], tuple[PartitionLog, Append]] = {}
+    responses = []
+    for topic in request.topic_data:
+        answers = []
+        for partition in topic.partition_data:
+            try:
+                if request.acks not in (-1, 0, 1):
+                    raise Refusal(ErrorCode.invalid_required_acks, f"acks is -1, 0 or 1, not {request.acks}.")
+                answers.append(_produce_one(call, topic.name, partition, change, staged))
+            except Refusal as refusal:
+                answers.append(
+                    {
+                        "index": partition.index,
+                        "error_code": refusal.code,
+                        "error_message": refusal.message,
+                        "base_offset": -1,
+                        "log_start_offset": -1,
+                    }
+                )
+        responses.append({"name": topic.name, "partition_responses": answers})
+    if staged:
+        call.node.store.commit(change)
+        for log, append in staged.values():
+            log.apply(append)
+    return {"responses": responses} if request.acks else None
+
+
+def _produce_one(
+    call: Call,
+    topic_name: str,
+    data: Message,
+    change: Change,
+    staged: dict[tuple[str, int], tuple[PartitionLog, Append]],
+) -> dict[str, Any]:
+    node = call.node
+    place = (topic_name, data.index)
+    log = node.topics.partition(topic_name, data.index)
+    if place in staged:
+        raise Refusal(ErrorCode.invalid_request, "A produce request names each partition once.")
+    settings = node.topics.known(topic_name).settings
+    batch = receive_batch(data.records, settings.max_message_bytes)
+    now_ms = node.clock.wall_ms()
+    repeated = log.repeated(batch)
+    if repeated is not None:
+        base_offset = repeated.base_offset
+    else:
+        if batch.transactional:
+            node.transactions.check_append(batch, place)
+        if settings.append_time:
+            batch = with_append_time(batch, now_ms)
+        staged[place] = log, log.stage(batch, change, now_ms)
+        base_offset = log.end
+    return {
+        "index": data.index,
+        "base_offset": base_offset,
+        "log_append_time": moment(now_ms) if settings.append_time else None,
+        "log_start_offset": log.start,
+    }
+
+
+# Fetch.
+
+
+async def fetch(call: Call) -> Fields:
+    """Answers when there are `min_bytes`, when something is wrong, or when the time is over."""
+    request = call.request
+    if getattr(request, "session_id", 0) != 0:
+        # No sessions: every answer says session 0, and clients then send whole requests.
+        return {"error_code": ErrorCode.fetch_session_id_not_found}
+    fields, enough = _fetch_now(call)
+    wait_ms = min(milliseconds(request.max_wait), call.node.limits.fetch_wait_ms)
+    if enough or wait_ms <= 0:
+        return fields
+    logs = _logs_of(call)
+    woken = asyncio.Event()
+    for log in logs:
+        log.watchers.add(woken.set)
+    try:
+        async with asyncio.timeout(wait_ms / 1000):
+            while not enough:
+                await woken.wait()
+                woken.clear()
+                fields, enough = _fetch_now(call)
+    except TimeoutError:
+        return _fetch_now(call)[0]
+    finally:
+        for log in logs:
+            log.watchers.discard(woken.set)
+    return fields
+
+
+def _logs_of(call: Call) -> list[PartitionLog]:
+    return [
+        call.node.topics.partition(topic.topic, partition.partition)
+        for topic in call.request.topics
+        for partition in topic.partitions
+    ]
+
+
+def _fetch_now(call: Call) -> tuple[Fields, bool]:
+    """What is there, and whether it is worth answering."""
+    request = call.request
+    left = min(request.max_bytes, call.node.limits.fetch_bytes)
+    size, refused, responses = 0, False, []
+    for topic in request.topics:
+        partitions = []
+        for wanted in topic.partitions:
+            try:
+                answer, taken = _fetch_one(call, topic.topic, wanted, left, first=size == 0)
+                size += taken
+                left -= taken
+            except Refusal as refusal:
+                refused = True
+                answer = _refused_fetch(wanted.partition, refusal)
+            partitions.append(answer)
+        responses.append({"topic": topic.topic, "partitions": partitions})
+    enough = refused or size >= request.min_bytes or not responses
+    return {"responses": responses}, enough
+
+
+def _fetch_one(
+    call: Call, topic: str, wanted: Message, left: int, *, first: bool
+) -> tuple[dict[str, Any], int]:
+    log = call.node.topics.partition(topic, wanted.partition)
+    _check_epoch(getattr(wanted, "current_leader_epoch", -1))
+    committed_only = call.request.isolation_level == _READ_COMMITTED
+    upper = log.stable_end if committed_only else log.end
+    limit = min(left, wanted.partition_max_bytes)
+    batches = log.read(wanted.fetch_offset, upper, limit, at_least_one=first)
+    aborted = None
+    if committed_only:
+        aborted = [
+            {"producer_id": entry.producer_id, "first_offset": entry.first_offset}
+            for entry in (log.aborted_between(wanted.fetch_offset, upper) if batches else ())
+        ]
+    records = batches[0] if len(batches) == 1 else b"".join(batches)
+    return {
+        "partition_index": wanted.partition,
+        "high_watermark": log.end,
+        "last_stable_offset": log.stable_end,
+        "log_start_offset": log.start,
+        "aborted_transactions": aborted,
+        "records": records,
+    }, len(records)
+
+
+def _refused_fetch(partition: int, refusal: Refusal) -> dict[str, Any]:
+    return {
+        "partition_index": partition,
+        "error_code": refusal.code,
+        "high_watermark": -1,
+        "last_stable_offset": -1,
+        "log_start_offset": -1,
+        "aborted_transactions": None,
+        "records": b"",
+    }
+
+
+def _check_epoch(epoch: int) -> None:
+    """There is one leader for ever, and so one epoch."""
+    if epoch > LEADER_EPOCH:
+        raise Refusal(ErrorCode.unknown_leader_epoch, f"The leader's epoch is {LEADER_EPOCH}, not {epoch}.")
+
+
+# Look-ups and deletion.
+
+
+def list_offsets(call: Call) -> Fields:
+    committed_only = getattr(call.request, "isolation_level", 0) == _READ_COMMITTED
+    topics = []
+    for topic in call.request.topics:
+        partitions = []
+        for wanted in topic.partitions:
+            fields: dict[str, Any] = {
+                "partition_index": wanted.partition_index,
+                "offset": -1,
+                "timestamp": -1,
+            }
+            try:
+                _check_epoch(getattr(wanted, "current_leader_epoch", -1))
+                log = call.node.topics.partition(topic.name, wanted.partition_index)
+                upper = log.stable_end if committed_only else log.end
+                found = _offset_for(log, wanted.timestamp, upper)
+                if found is not None:
+                    fields |= {"offset": found[0], "timestamp": found[1], "leader_epoch": LEADER_EPOCH}
+            except Refusal as refusal:
+                fields["error_code"] = refusal.code
+            partitions.append(fields)
+        topics.append({"name": topic.name, "partitions": partitions})
+    return {"topics": topics}
+
+
+def _offset_for(log: PartitionLog, timestamp: int, upper: int) -> tuple[int, int] | None:
+    if timestamp == _LATEST:
+        return upper, -1
+    if timestamp == _EARLIEST:
+        return log.start, -1
+    found = log.find_latest_time() if timestamp == _GREATEST_TIME else log.find_time(timestamp)
+    return found if found is not None and found[0] < upper else None
+
+
+def delete_records(call: Call) -> Fields:
+    topics: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for topic in call.request.topics:
+        for wanted in topic.partitions:
+            fields: dict[str, Any] = {"partition_index": wanted.partition_index, "low_watermark": -1}
+            try:
+                fields["low_watermark"] = _delete_before(call, topic.name, wanted)
+            except Refusal as refusal:
+                fields["error_code"] = refusal.code
+            topics[topic.name].append(fields)
+    return {"topics": [{"name": name, "partitions": partitions} for name, partitions in topics.items()]}
+
+
+def _delete_before(call: Call, topic: str, wanted: Message) -> int:
+    node = call.node
+    log = node.topics.partition(topic, wanted.partition_index)
+    if not node.topics.known(topic).settings.delete:
+        raise Refusal(ErrorCode.policy_violation, f"Topic {topic!r} is compacted and never deleted from.")
+    offset = log.end if wanted.offset == _TO_THE_END else wanted.offset
+    if not 0 <= offset <= log.end:
+        raise Refusal(ErrorCode.offset_out_of_range, f"Offset {offset} is not within 0 to {log.end}.")
+    if offset > log.start:
+        change = Change()
+        bounds = log.stage_cut(offset, change)
+        node.store.commit(change)
+        log.apply_cut(bounds)
+    return log.start
+
+
+def offset_for_leader_epoch(call: Call) -> Fields:
+    topics = []
+    for topic in call.request.topics:
+        partitions = []
+        for wanted in topic.partitions:
+            fields: dict[str, Any] = {"partition": wanted.partition}
+            try:
+                _check_epoch(wanted.current_leader_epoch)
+                log = call.node.topics.partition(topic.topic, wanted.partition)
+                if wanted.leader_epoch == LEADER_EPOCH:
+                    fields |= {"leader_epoch": LEADER_EPOCH, "end_offset": log.end}
+            except Refusal as refusal:
+                fields["error_code"] = refusal.code
+            partitions.append(fields)
+        topics.append({"topic": topic.topic, "partitions": partitions})
+    return {"topics": topics}

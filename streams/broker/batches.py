@@ -1,0 +1,236 @@
+"""Record batches (magic 2) as opaque bytes: header, check sum, and the markers that end transactions.
+
+Layout: org.apache.kafka.common.record.DefaultRecordBatch. Offsets and the leader's epoch lie before the check
+sum, so a broker stamps them without touching, or reading, a record.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import google_crc32c
+from aiokafka.record.default_records import (  # type: ignore[import-untyped]
+    DefaultRecordBatch,
+    DefaultRecordBatchBuilder,
+)
+from kio.schema.errors import ErrorCode
+
+from .errors import Refusal
+
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_STAMP = struct.Struct(">qii")
+_LENGTH_AT = 8
+_LEADER_EPOCH_END = 16
+_CRC_AT = 17
+_ATTRIBUTES_AT = 21
+_LAST_DELTA_AT = 23
+_MAX_TIMESTAMP_AT = 35
+_PRODUCER_AT = 43
+LEADER_EPOCH = 0
+
+_CODEC = 0x07
+_APPEND_TIME = 0x08
+_TRANSACTIONAL = 0x10
+_CONTROL = 0x20
+_LAST_CODEC = 4  # zstd
+NO_PRODUCER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One record batch as it came from a producer or from the store."""
+
+    data: bytes
+    base_offset: int
+    attributes: int
+    last_delta: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    count: int
+
+    @property
+    def last_offset(self) -> int:
+        return self.base_offset + self.last_delta
+
+    @property
+    def transactional(self) -> bool:
+        return bool(self.attributes & _TRANSACTIONAL)
+
+    @property
+    def control(self) -> bool:
+        return bool(self.attributes & _CONTROL)
+
+    @property
+    def idempotent(self) -> bool:
+        return self.producer_id != NO_PRODUCER
+
+    @property
+    def last_sequence(self) -> int:
+        return following_sequence(self.base_sequence, self.last_delta)
+
+
+class Record(Protocol):
+    """What aiokafka gives for one record."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+def following_sequence(sequence: int, steps: int) -> int:
+    """Sequences wrap from 2^31 - 1 to 0."""
+    return (sequence + steps) & 0x7FFFFFFF
+
+
+def read_batch(data: bytes) -> Batch:
+    """The header of a batch the broker itself has stored."""
+    base, _, _, _, _, attributes, delta, first, latest, pid, epoch, sequence, count = _HEADER.unpack_from(
+        data
+    )
+    return Batch(data, base, attributes, delta, first, latest, pid, epoch, sequence, count)
+
+
+def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
+    """
+    The one batch of a produce request, checked as a broker must before it trusts it.
+
+    :raises Refusal: CORRUPT_MESSAGE, MESSAGE_TOO_LARGE, INVALID_RECORD or UNSUPPORTED_FOR_MESSAGE_FORMAT.
+    """
+    if records is None or len(records) < _HEADER.size:
+        raise Refusal(ErrorCode.corrupt_message, "The record batch is shorter than its header.")
+    if len(records) > max_bytes:
+        raise Refusal(
+            ErrorCode.message_too_large,
+            f"The record batch has {len(records)} bytes and the topic takes {max_bytes} (max.message.bytes).",
+        )
+    fields = _HEADER.unpack_from(records)
+    _, length, _, magic, crc, attributes, last_delta = fields[:7]
+    if magic != 2:
+        raise Refusal(
+            ErrorCode.unsupported_for_message_format,
+            f"Only record batches of magic 2 are taken, not {magic}.",
+        )
+    if length + 12 < len(records):
+        raise Refusal(ErrorCode.invalid_record, "A produce request carries one record batch for a partition.")
+    if length + 12 > len(records) or google_crc32c.value(records[_ATTRIBUTES_AT:]) != crc:
+        raise Refusal(ErrorCode.corrupt_message, "The record batch does not match its length or check sum.")
+    count = fields[12]
+    if attributes & _CONTROL or count < 1 or count != last_delta + 1 or attributes & _CODEC > _LAST_CODEC:
+        raise Refusal(
+            ErrorCode.invalid_record,
+            f"A producer's batch holds records numbered from 0 and is no marker; this one says {count} "
+            f"records, last offset delta {last_delta}, attributes {attributes:#x}.",
+        )
+    return Batch(records, 0, attributes, last_delta, *fields[7:])
+
+
+def stamp(batch: Batch, base_offset: int) -> bytes:
+    """The batch's bytes with its place in the log."""
+    (length,) = struct.unpack_from(">i", batch.data, _LENGTH_AT)
+    return _STAMP.pack(base_offset, length, LEADER_EPOCH) + batch.data[_LEADER_EPOCH_END:]
+
+
+def with_append_time(batch: Batch, wall_ms: int) -> Batch:
+    """The batch with the broker's time (message.timestamp.type=LogAppendTime)."""
+    data = bytearray(batch.data)
+    struct.pack_into(">h", data, _ATTRIBUTES_AT, batch.attributes | _APPEND_TIME)
+    struct.pack_into(">q", data, _MAX_TIMESTAMP_AT, wall_ms)
+    return receive_batch(_sealed(data), len(data))
+
+
+def marker(producer_id: int, epoch: int, commit: bool, wall_ms: int) -> Batch:
+    """The control batch that ends a transaction in a partition, as Kafka writes it: one record, version 0."""
+    key = struct.pack(">hh", 0, 1 if commit else 0)
+    value = struct.pack(">hi", 0, 0)  # version, coordinator epoch
+    body = bytes((0, 0, 0, len(key) * 2)) + key + bytes((len(value) * 2,)) + value + b"\0"
+    record = bytes((len(body) * 2,)) + body
+    attributes = _TRANSACTIONAL | _CONTROL
+    data = bytearray(
+        _HEADER.pack(
+            0,
+            _HEADER.size + len(record) - 12,
+            LEADER_EPOCH,
+            2,
+            0,
+            attributes,
+            0,
+            wall_ms,
+            wall_ms,
+            producer_id,
+            epoch,
+            -1,
+            1,
+        )
+    )
+    data += record
+    return read_batch(_sealed(data))
+
+
+def records_of(batch: Batch) -> Iterator[Record]:
+    """
+    The records themselves, decompressed; for time look-ups and compaction only.
+
+    :raises Refusal: UNSUPPORTED_COMPRESSION_TYPE when the codec is not installed.
+    """
+    try:
+        yield from DefaultRecordBatch(batch.data)
+    except Exception as error:  # aiokafka: a codec that is missing, or bytes that are not records
+        raise Refusal(
+            ErrorCode.unsupported_compression_type, f"The records cannot be read: {error}."
+        ) from error
+
+
+def offset_at_time(batch: Batch, timestamp: int) -> tuple[int, int]:
+    """The first record of the batch at or after `timestamp`, as (offset, timestamp).
+
+    Where the records cannot be read the batch's first offset stands for them: earlier, so nothing is missed.
+    """
+    if batch.base_timestamp >= timestamp or batch.attributes & _APPEND_TIME:
+        first = batch.max_timestamp if batch.attributes & _APPEND_TIME else batch.base_timestamp
+        return batch.base_offset, first
+    try:
+        for record in records_of(batch):
+            if record.timestamp >= timestamp:
+                return record.offset, record.timestamp
+    except Refusal:
+        pass
+    return batch.base_offset, batch.base_timestamp
+
+
+def keep_records(batch: Batch, kept: list[Record]) -> bytes:
+    """A batch of the kept records with the offsets, times and producer of the one they come from."""
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=batch.attributes & _CODEC,
+        is_transactional=batch.transactional,
+        producer_id=batch.producer_id,
+        producer_epoch=batch.producer_epoch,
+        base_sequence=batch.base_sequence,
+        batch_size=1 << 30,
+    )
+    for record in kept:
+        added = builder.append(
+            record.offset - batch.base_offset, record.timestamp, record.key, record.value, record.headers
+        )
+        assert added is not None, "a batch cannot grow by losing records"
+    data = bytearray(builder.build())
+    (length,) = struct.unpack_from(">i", data, _LENGTH_AT)
+    _STAMP.pack_into(data, 0, batch.base_offset, length, LEADER_EPOCH)
+    # Builders leave out what only a broker knows: the codec they fell back from, and the time's type.
+    (attributes,) = struct.unpack_from(">h", data, _ATTRIBUTES_AT)
+    struct.pack_into(">h", data, _ATTRIBUTES_AT, attributes | (batch.attributes & _APPEND_TIME))
+    struct.pack_into(">i", data, _LAST_DELTA_AT, batch.last_delta)
+    if batch.attributes & _APPEND_TIME:
+        struct.pack_into(">q", data, _MAX_TIMESTAMP_AT, batch.max_timestamp)
+    return _sealed(data)
+
+
+def _sealed(data: bytearray) -> bytes:
+    struct.pack_into(">I", data, _CRC_AT, google_crc32c.value(bytes(data[_ATTRIBUTES_AT:])))
+    return bytes(data)

@@ -1,0 +1,32 @@
+"""What can go wrong with the local broker: errors for its owner, refusals for its clients."""
+
+from kio.schema.errors import ErrorCode
+
+
+class BrokerError(Exception):
+    """The root of the broker's errors."""
+
+
+class AddressRefused(BrokerError):
+    """The address is not on this machine; give a loopback address, or use Apache Kafka for a network."""
+
+
+class FolderInUse(BrokerError):
+    """Another broker holds the data folder; stop it, or give this one a folder of its own."""
+
+
+class FolderUnreadable(BrokerError):
+    """The data folder holds something this broker cannot read; check the path and the version."""
+
+
+class FrameMalformed(BrokerError):
+    """A client sent bytes that are not a request; its connection is closed."""
+
+
+class Refusal(Exception):
+    """A request, or one partition of it, that is answered with a protocol error code."""
+
+    def __init__(self, code: ErrorCode, message: str = "") -> None:
+        super().__init__(message or code.name)
+        self.code = code
+        self.message = message or None

@@ -1,0 +1,359 @@
+"""The log of one partition: appended to, read from, cut at its start.
+
+An append is staged into the request's change and applied to memory when the change is committed, so memory
+never runs ahead of the store.
+"""
+
+import struct
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from kio.schema.errors import ErrorCode
+
+from .batches import Batch, marker, offset_at_time, read_batch, stamp
+from .errors import Refusal
+from .producers import (
+    NO_OFFSET,
+    ProducerState,
+    Written,
+    after_batch,
+    after_marker,
+    duplicate_of,
+    unpack_producer,
+)
+from .store import (
+    Change,
+    Store,
+    aborted_key,
+    batch_key,
+    partition_key,
+    partition_prefixes,
+    producer_key,
+    span_key,
+)
+
+_BOUNDS = struct.Struct(">qqqqqq")
+_SPAN = struct.Struct(">qqqi")
+_ABORTED = struct.Struct(">qqq")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is kept of a partition beside its batches."""
+
+    start: int = 0
+    end: int = 0
+    size: int = 0
+    latest_timestamp: int = -1
+    """The greatest record time ever written here, as it is in the newest span."""
+    cleaned: int = 0
+    """Compaction has been up to here."""
+    clean_size: int = 0
+    """The bytes it left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A batch without its records."""
+
+    base_offset: int
+    last_offset: int
+    max_timestamp: int
+    latest_timestamp: int
+    """The greatest time up to and with this batch: it never falls, so a time is found by bisection."""
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbortedTransaction:
+    producer_id: int
+    first_offset: int
+    last_offset: int
+    stable_offset: int
+    """The last stable offset when it was aborted; later entries begin at or after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A staged append, to be applied when its change is committed."""
+
+    bounds: Bounds
+    batch: Batch
+    data: bytes
+    producer: ProducerState | None
+    aborted: AbortedTransaction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    last_offset: int
+    data: bytes
+
+
+class TailCache:
+    """The newest batches of all partitions within one bound; the oldest goes first, whosever it is."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._order: deque[tuple[PartitionLog, int]] = deque()
+        self.size = 0
+
+    def add(self, log: "PartitionLog", size: int) -> None:
+        self._order.append((log, size))
+        self.size += size
+        while self.size > self._limit:
+            oldest, freed = self._order.popleft()
+            oldest.forget_oldest()
+            self.size -= freed
+
+
+class PartitionLog:
+    """One partition. Its number in the store is its own for ever; topic and index are its name to clients."""
+
+    def __init__(self, store: Store, cache: TailCache, topic: str, index: int, number: int) -> None:
+        self.topic = topic
+        self.index = index
+        self.number = number
+        self.watchers: set[Callable[[], None]] = set()
+        self.producers: dict[int, ProducerState] = {}
+        self.aborted: list[AbortedTransaction] = []
+        self._open: dict[int, int] = {}
+        self._store = store
+        self._cache = cache
+        self._tail: list[_Cached] = []
+        self._tail_head = 0
+        self.bounds = Bounds()
+        self._load()
+
+    def _load(self) -> None:
+        found = self._store.get(partition_key(self.number))
+        if found is not None:
+            self.bounds = Bounds(*_BOUNDS.unpack(found))
+        _, _, _, producers, aborted = partition_prefixes(self.number)
+        for key, value in self._store.scan(producers):
+            producer_id = int.from_bytes(key[-8:])
+            self.producers[producer_id] = state = unpack_producer(value)
+            if state.first_offset != NO_OFFSET:
+                self._open[producer_id] = state.first_offset
+        for key, value in self._store.scan(aborted):
+            producer_id, first, stable = _ABORTED.unpack(value)
+            self.aborted.append(AbortedTransaction(producer_id, first, int.from_bytes(key[-8:]), stable))
+
+    @property
+    def start(self) -> int:
+        return self.bounds.start
+
+    @property
+    def end(self) -> int:
+        """The offset of the next record; with one replica, the high watermark."""
+        return self.bounds.end
+
+    @property
+    def stable_end(self) -> int:
+        """The last stable offset: every transaction before it has ended."""
+        return min(self._open.values(), default=self.bounds.end)
+
+    def repeated(self, batch: Batch) -> Written | None:
+        """The earlier batch that an idempotent one repeats; raises as `duplicate_of`."""
+        return duplicate_of(self.producers.get(batch.producer_id), batch) if batch.idempotent else None
+
+    # Appending.
+
+    def stage(self, batch: Batch, change: Change, now_ms: int) -> Append:
+        placed = replace(batch, base_offset=self.end)
+        state = None
+        if batch.idempotent:
+            state = after_batch(self.producers.get(batch.producer_id), placed, now_ms)
+        return self._stage(placed, state, None, change)
+
+    def stage_marker(self, producer_id: int, epoch: int, commit: bool, change: Change, now_ms: int) -> Append:
+        """The end of a producer's transaction here, whether or not it wrote anything."""
+        placed = replace(marker(producer_id, epoch, commit, now_ms), base_offset=self.end)
+        before = self.producers.get(producer_id)
+        aborted = None
+        if not commit and before is not None and before.first_offset != NO_OFFSET:
+            others = [first for owner, first in self._open.items() if owner != producer_id]
+            stable = min(others, default=placed.last_offset + 1)
+            aborted = AbortedTransaction(producer_id, before.first_offset, placed.last_offset, stable)
+            change.put(
+                aborted_key(self.number, aborted.last_offset),
+                _ABORTED.pack(producer_id, aborted.first_offset, stable),
+            )
+        return self._stage(placed, after_marker(before, epoch, now_ms), aborted, change)
+
+    def _stage(
+        self, batch: Batch, state: ProducerState | None, aborted: AbortedTransaction | None, change: Change
+    ) -> Append:
+        data = stamp(batch, batch.base_offset)
+        latest = max(self.bounds.latest_timestamp, batch.max_timestamp)
+        bounds = replace(
+            self.bounds, end=batch.last_offset + 1, size=self.bounds.size + len(data), latest_timestamp=latest
+        )
+        last = batch.last_offset
+        change.put(batch_key(self.number, last), data)
+        change.put(
+            span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, len(data))
+        )
+        change.put(partition_key(self.number), pack_bounds(bounds))
+        if state is not None:
+            change.put(producer_key(self.number, batch.producer_id), state.pack())
+        return Append(bounds, batch, data, state, aborted)
+
+    def apply(self, append: Append) -> None:
+        """Into memory, once committed; readers that wait are told."""
+        assert append.batch.base_offset == self.end, (
+            "appends are applied in the order in which they were staged"
+        )
+        self.bounds = append.bounds
+        if append.producer is not None:
+            producer_id = append.batch.producer_id
+            self.producers[producer_id] = append.producer
+            if append.producer.first_offset == NO_OFFSET:
+                self._open.pop(producer_id, None)
+            else:
+                self._open[producer_id] = append.producer.first_offset
+        if append.aborted is not None:
+            self.aborted.append(append.aborted)
+        self._tail.append(_Cached(append.batch.last_offset, append.data))
+        self._cache.add(self, len(append.data))
+        self.tell_watchers()
+
+    def tell_watchers(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher()
+
+    def forget_oldest(self) -> None:
+        """Called by the cache. The list is cut now and then, so that forgetting is cheap."""
+        self._tail_head += 1
+        if self._tail_head > 64 and self._tail_head * 2 > len(self._tail):
+            del self._tail[: self._tail_head]
+            self._tail_head = 0
+
+    # Reading.
+
+    def read(self, offset: int, upper: int, max_bytes: int, *, at_least_one: bool) -> list[bytes]:
+        """
+        Whole batches from the one that holds `offset`, below `upper`, within `max_bytes`.
+
+        :raises Refusal: OFFSET_OUT_OF_RANGE.
+        """
+        if not self.start <= offset <= self.end:
+            raise Refusal(
+                ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}."
+            )
+        found: list[bytes] = []
+        if offset >= upper:
+            return found
+        size = 0
+        for last, data in self._from(offset):
+            size += len(data)
+            if last >= upper or (size > max_bytes and (found or not at_least_one)):
+                break
+            found.append(data)
+        return found
+
+    def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        tail, head = self._tail, self._tail_head
+        # Below `cleaned` the store has what compaction left, and the cache what it took away.
+        if head < len(tail) and offset > tail[head].last_offset and offset >= self.bounds.cleaned:
+            at = bisect_left(tail, offset, lo=head, key=lambda cached: cached.last_offset)
+            for cached in tail[at:]:
+                yield cached.last_offset, cached.data
+            return
+        prefix = partition_prefixes(self.number)[1]
+        for key, data in self._store.scan(prefix, batch_key(self.number, offset)):
+            yield int.from_bytes(key[-8:]), data
+
+    def spans(self, offset: int) -> Iterator[Span]:
+        """Batches from the one that holds `offset` on, without reading records."""
+        prefix = partition_prefixes(self.number)[2]
+        for key, value in self._store.scan(prefix, span_key(self.number, offset)):
+            base, max_timestamp, latest, size = _SPAN.unpack(value)
+            yield Span(base, int.from_bytes(key[-8:]), max_timestamp, latest, size)
+
+    def batch(self, last_offset: int) -> Batch | None:
+        data = self._store.get(batch_key(self.number, last_offset))
+        return None if data is None else read_batch(data)
+
+    def aborted_between(self, offset: int, upper: int) -> list[AbortedTransaction]:
+        """The aborted transactions with records at or after `offset` and below `upper`."""
+        found = []
+        at = bisect_left(self.aborted, offset, key=lambda aborted: aborted.last_offset)
+        for aborted in self.aborted[at:]:
+            if aborted.first_offset < upper:
+                found.append(aborted)
+            if aborted.stable_offset >= upper:
+                break
+        return found
+
+    # Looking up by time.
+
+    def find_time(self, timestamp: int) -> tuple[int, int] | None:
+        """The first record at or after `timestamp`, as (offset, timestamp)."""
+        low, high = self.start, self.end
+        while low < high:
+            middle = (low + high) // 2
+            span = next(self.spans(middle), None)
+            if span is None or span.latest_timestamp >= timestamp:
+                high = middle
+            else:
+                low = span.last_offset + 1
+        for span in self.spans(low):
+            # What raised the running maximum may have been deleted since.
+            if span.max_timestamp >= timestamp:
+                batch = self.batch(span.last_offset)
+                assert batch is not None, "a span without its batch"
+                offset, found = offset_at_time(batch, timestamp)
+                return max(offset, self.start), found
+        return None
+
+    def find_latest_time(self) -> tuple[int, int] | None:
+        """The first record that has the greatest time of the log."""
+        best: Span | None = None
+        found = self.find_time(self.bounds.latest_timestamp)
+        if found is not None:
+            return found
+        for span in self.spans(self.start):
+            if best is None or span.max_timestamp > best.max_timestamp:
+                best = span
+        return None if best is None else self.find_time(best.max_timestamp)
+
+    # Cutting the start.
+
+    def stage_cut(self, start: int, change: Change) -> Bounds:
+        """Forget what lies before `start`; a batch that holds it stays whole."""
+        start = min(max(start, self.start), self.end)
+        freed = 0
+        for span in self.spans(self.start):
+            if span.last_offset >= start:
+                break
+            freed += span.size
+        change.delete_range(batch_key(self.number, 0), batch_key(self.number, start))
+        change.delete_range(span_key(self.number, 0), span_key(self.number, start))
+        change.delete_range(aborted_key(self.number, 0), aborted_key(self.number, start))
+        bounds = replace(self.bounds, start=start, size=self.bounds.size - freed)
+        change.put(partition_key(self.number), pack_bounds(bounds))
+        return bounds
+
+    def apply_cut(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.aborted = [aborted for aborted in self.aborted if aborted.last_offset >= bounds.start]
+        self.tell_watchers()
+
+
+def pack_bounds(bounds: Bounds) -> bytes:
+    return _BOUNDS.pack(
+        bounds.start, bounds.end, bounds.size, bounds.latest_timestamp, bounds.cleaned, bounds.clean_size
+    )
+
+
+def pack_span(span: Span) -> bytes:
+    return _SPAN.pack(span.base_offset, span.max_timestamp, span.latest_timestamp, span.size)
+
+
+def stage_delete(number: int, change: Change) -> None:
+    """Everything a partition owns."""
+    for prefix in partition_prefixes(number):
+        change.delete_prefix(prefix)

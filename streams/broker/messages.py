@@ -1,0 +1,190 @@
+"""Kafka's messages by kio, one shape for all versions of an API.
+
+The versions of a message differ in fields, not in names. So a handler reads a request by name, with a default
+for what an older version lacks, and answers with a mapping in which every version finds its fields and
+ignores the rest.
+"""
+
+import dataclasses
+import datetime
+import io
+import struct
+import types
+import typing
+import uuid
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from kio.index import load_request_schema, load_response_schema
+from kio.schema.errors import ErrorCode
+from kio.serial import entity_reader, entity_writer
+
+from .errors import FrameMalformed
+
+# Any: kio has one class for each version of a message, without a common base that would carry the fields.
+Message = Any
+Fields = Mapping[str, Any]
+
+_PREFIX = struct.Struct(">hhi")
+_FRAME = struct.Struct(">i")
+_ZERO: Mapping[str, object] = {
+    "string": "",
+    "bytes": b"",
+    "records": b"",
+    "bool": False,
+    "error_code": ErrorCode.none,
+    "timedelta_i32": datetime.timedelta(0),
+    "timedelta_i64": datetime.timedelta(0),
+    "uuid": uuid.UUID(int=0),
+    "float64": 0.0,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Envelope:
+    """The head of a request, and where its body begins."""
+
+    api_key: int
+    version: int
+    correlation_id: int
+    body_at: int
+
+
+def read_envelope(frame: bytes) -> Envelope:
+    """:raises FrameMalformed: when the frame is too short to say what it asks."""
+    try:
+        api_key, version, correlation_id = _PREFIX.unpack_from(frame)
+        (client_id_length,) = struct.unpack_from(">h", frame, _PREFIX.size)
+    except struct.error as error:
+        raise FrameMalformed(f"A frame of {len(frame)} bytes holds no request header.") from error
+    return Envelope(api_key, version, correlation_id, _PREFIX.size + 2 + max(client_id_length, 0))
+
+
+def client_id(frame: bytes) -> str:
+    (length,) = struct.unpack_from(">h", frame, _PREFIX.size)
+    start = _PREFIX.size + 2
+    return frame[start : start + max(length, 0)].decode(errors="replace")
+
+
+def read_request(frame: bytes, envelope: Envelope) -> Message:
+    """:raises FrameMalformed: when the body is not a message of that API and version."""
+    read, flexible = _request_reader(envelope.api_key, envelope.version)
+    start = envelope.body_at
+    try:
+        if flexible:
+            start = _after_tags(frame, start)
+        message, size = read(frame, start)
+    except Exception as error:  # kio raises many kinds; any of them means that the bytes are not the message
+        raise FrameMalformed(
+            f"A request of API {envelope.api_key} version {envelope.version} could not be read: {error!r}."
+        ) from error
+    if start + size != len(frame):
+        raise FrameMalformed(
+            f"A request of API {envelope.api_key} version {envelope.version} has bytes after its end."
+        )
+    return message
+
+
+def write_response(api_key: int, version: int, correlation_id: int, fields: Fields) -> bytes:
+    """The whole frame, its length first."""
+    build, write, flexible_header = _response_writer(api_key, version)
+    buffer = io.BytesIO()
+    buffer.write(b"\0\0\0\0" + _FRAME.pack(correlation_id))
+    if flexible_header:
+        buffer.write(b"\0")
+    write(buffer, build(fields))
+    with buffer.getbuffer() as view:
+        _FRAME.pack_into(view, 0, len(view) - 4)
+    return buffer.getvalue()
+
+
+def milliseconds(delta: datetime.timedelta) -> int:
+    return delta // datetime.timedelta(milliseconds=1)
+
+
+def moment(wall_ms: int) -> datetime.datetime | None:
+    return None if wall_ms < 0 else datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
+
+
+def _after_tags(frame: bytes, position: int) -> int:
+    # The header's tagged fields carry nothing a broker needs; they are walked over.
+    count, position = _varint(frame, position)
+    for _ in range(count):
+        _, position = _varint(frame, position)
+        size, position = _varint(frame, position)
+        position += size
+    return position
+
+
+def _varint(frame: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = frame[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("A variable-length integer has more than five bytes.")
+
+
+@cache
+def _request_reader(api_key: int, version: int) -> tuple[Callable[[bytes, int], tuple[Message, int]], bool]:
+    schema = load_request_schema(api_key, version)
+    return entity_reader(schema), bool(schema.__header_schema__.__flexible__)
+
+
+@cache
+def _response_writer(api_key: int, version: int) -> tuple[Callable[[Fields], Message], Any, bool]:
+    schema = load_response_schema(api_key, version)
+    return _builder(schema), entity_writer(schema), bool(schema.__header_schema__.__flexible__)
+
+
+def _builder(schema: type[Any]) -> Callable[[Fields], Message]:
+    """A function that makes `schema` from a mapping, which may hold names of other versions."""
+    nested: list[tuple[str, Callable[[Fields], Message]]] = []
+    plain: list[tuple[str, Any]] = []
+    for field in dataclasses.fields(schema):
+        inner = _entity_in(field.type)
+        if inner is not None and _is_tuple(field.type):
+            nested.append((field.name, _builder(inner)))
+        elif field.default is not dataclasses.MISSING:
+            plain.append((field.name, field.default))
+        else:
+            plain.append((field.name, _default(field)))
+
+    def build(fields: Fields) -> Message:
+        values = {name: fields.get(name, default) for name, default in plain}
+        for name, build_inner in nested:
+            items = fields.get(name, ())
+            values[name] = None if items is None else tuple([build_inner(item) for item in items])
+        return schema(**values)
+
+    return build
+
+
+def _default(field: "dataclasses.Field[Any]") -> object:
+    if _is_tuple(field.type):
+        return ()
+    kafka_type = field.metadata.get("kafka_type", "")
+    if type(None) in typing.get_args(field.type):
+        return None
+    return _ZERO.get(kafka_type, 0)
+
+
+def _arms(annotation: object) -> tuple[object, ...]:
+    if isinstance(annotation, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _is_tuple(annotation: object) -> bool:
+    return any(typing.get_origin(arm) is tuple for arm in _arms(annotation))
+
+
+def _entity_in(annotation: object) -> type[Any] | None:
+    for arm in _arms(annotation):
+        inner = typing.get_args(arm)[0] if typing.get_origin(arm) is tuple else arm
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            return inner
+    return None

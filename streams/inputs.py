@@ -1,0 +1,280 @@
+"""A task's inputs, merged in event-time order.
+
+Each input is one partition of one topic. Its rows keep their order; rows of several inputs are merged by
+(greatest event time seen so far in the input, input, position), so that the merge is a function of the data alone.
+While an input is empty but not known to be idle, rows that its next row might precede are held back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from headrace.streams.batch import Batch, Record, Rows
+from headrace.streams.codecs import Decoded, Decoder
+from headrace.streams.errors import InvalidEvent
+from headrace.streams.log import Fetched, Partition
+from numpy.typing import NDArray
+
+MAX_BUFFERED_ROWS = 20_000
+"""Rows decoded and waiting in one input; a faster input is not read further until they are taken."""
+
+NEVER = -(2**62)
+"""The event time before anything was seen."""
+
+
+@dataclass(slots=True, frozen=True)
+class Source:
+    """What a task reads: a topic by its codec, its time rules, and where refused rows go.
+
+    rejected, late: topics, or empty where the source is one of our own, whose rows are never refused
+    """
+
+    topic: str
+    codec: Decoder
+    out_of_orderness: int = 0
+    lateness: int = 0
+    rejected: str = ""
+    late: str = ""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Decoded rows of one fetch. order: int64[n], the input's greatest event time once each row was seen."""
+
+    fetched: Fetched
+    decoded: Decoded
+    order: NDArray[np.int64]
+    taken: int = 0
+
+
+@dataclass(slots=True)
+class Input:
+    """One partition of a source: its decoded rows, how far it is taken, and its greatest event time.
+
+    high:   microseconds, over the rows taken
+    offset: the next row to be taken
+    """
+
+    source: Source
+    partition: Partition
+    offset: int = 0
+    high: int = NEVER
+    caught_up: bool = False
+    _chunks: list[_Chunk] = field(default_factory=list)
+    _seen: int = NEVER
+    _fetched_to: int = 0
+
+    def resume(self, offset: int, high: int) -> None:
+        """Forget what is buffered; go on at this offset with this greatest event time."""
+        self.offset = self._fetched_to = offset
+        self.high = self._seen = high
+        self.caught_up = False
+        self._chunks.clear()
+
+    @property
+    def buffered(self) -> int:
+        return sum(len(c.fetched) - c.taken for c in self._chunks)
+
+    @property
+    def position(self) -> int:
+        """Where fetching goes on."""
+        return self._fetched_to
+
+    def feed(self, fetched: Fetched) -> None:
+        """Decode and buffer what was fetched."""
+        self.caught_up = fetched.caught_up
+        self._fetched_to = fetched.next_offset
+        if not len(fetched):
+            if not self._chunks:
+                self.offset = fetched.next_offset
+            return
+        decoded = self.source.codec.decode(fetched.values, fetched.keys, fetched.timestamp * 1000)
+        order = np.full(len(fetched), NEVER, np.int64)
+        order[decoded.rows] = decoded.time
+        order[0] = max(int(order[0]), self._seen)
+        order = np.maximum.accumulate(order)
+        self._seen = int(order[-1])
+        self._chunks.append(_Chunk(fetched, decoded, order))
+
+    def waiting(self) -> NDArray[np.int64]:
+        """The order times of the buffered rows."""
+        if not self._chunks:
+            return np.zeros(0, np.int64)
+        return np.concatenate([c.order[c.taken :] for c in self._chunks])
+
+    def take(self, count: int) -> list[tuple[_Chunk, int, int]]:
+        """The next `count` rows as (chunk, from, to)."""
+        parts = []
+        while count:
+            chunk = self._chunks[0]
+            end = min(len(chunk.fetched), chunk.taken + count)
+            parts.append((chunk, chunk.taken, end))
+            count -= end - chunk.taken
+            chunk.taken = end
+            self.high = max(self.high, int(chunk.order[end - 1]))
+            if end == len(chunk.fetched):
+                self._chunks.pop(0)
+                self.offset = self._chunks[0].fetched.offset[0].item() if self._chunks else chunk.fetched.next_offset
+            else:
+                self.offset = int(chunk.fetched.offset[end])
+        return parts
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a merge took: the batch, and the records of refused and late rows."""
+
+    batch: Batch
+    refused: list[Record]
+    rows: int
+
+
+class Merge:
+    """Takes rows of several inputs in one order."""
+
+    def __init__(self, inputs: list[Input]) -> None:
+        self.inputs = inputs
+        self.watermark = NEVER
+        self._slack = max(i.source.out_of_orderness for i in inputs)
+
+    def available(self, idle: frozenset[int]) -> int:
+        """How many rows could be taken now."""
+        return sum(self._safe(idle))
+
+    def blocking(self, idle: frozenset[int]) -> list[int]:
+        """Inputs that are empty and hold others back."""
+        if not any(i.buffered for i in self.inputs):
+            return []
+        return [n for n, i in enumerate(self.inputs) if not i.buffered and n not in idle]
+
+    def _safe(self, idle: frozenset[int]) -> list[int]:
+        """Per input, how many of its rows no row still to come can precede."""
+        bounds = []
+        for n, i in enumerate(self.inputs):
+            if i.buffered:
+                bounds.append((i._seen, n))
+            elif n not in idle:
+                bounds.append((i.high, n))
+        safe = []
+        for n, i in enumerate(self.inputs):
+            waiting = i.waiting()
+            count = len(waiting)
+            for bound, m in bounds:
+                if m != n:
+                    side = "right" if n < m else "left"
+                    count = min(count, int(np.searchsorted(waiting, bound, side)))
+            safe.append(count)
+        return safe
+
+    def take(self, limit: int, idle: frozenset[int]) -> Taken:
+        """The next rows in order, at most `limit`. idle: inputs that hold no others back."""
+        order, source, counts = self._order(self._safe(idle), limit)
+        place = np.arange(len(order))
+        watermark = np.maximum(np.maximum.accumulate(order) - self._slack, self.watermark)
+        time = np.zeros(len(order), np.int64)
+        streams: dict[str, Rows] = {}
+        refused: list[Record] = []
+        keep = np.ones(len(order), np.bool_)
+        for n, count in enumerate(counts):
+            if count:
+                self._take_input(n, count, place[source == n], time, keep, streams, refused)
+        if len(order):
+            self.watermark = int(watermark[-1])
+        return Taken(_compact(time, watermark, keep, streams), refused, len(order))
+
+    def _order(self, safe: list[int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+        """(order times, input of each row, rows per input) of the next rows in merged order."""
+        times = [i.waiting()[:count] for i, count in zip(self.inputs, safe, strict=True)]
+        order = np.concatenate(times)
+        source = np.repeat(np.arange(len(times)), [len(t) for t in times])
+        if len(times) > 1:
+            # A stable sort keeps each input's own order and puts the lower input first among equals.
+            merged = np.argsort(order, kind="stable")
+            order, source = order[merged], source[merged]
+        order, source = order[:limit], source[:limit]
+        return order, source, np.bincount(source, minlength=len(times)).tolist()
+
+    def _take_input(
+        self,
+        n: int,
+        count: int,
+        place: NDArray[np.int64],
+        time: NDArray[np.int64],
+        keep: NDArray[np.bool_],
+        streams: dict[str, Rows],
+        refused: list[Record],
+    ) -> None:
+        """Move an input's next rows to their places in the batch."""
+        source = self.inputs[n].source
+        before = self.inputs[n].high
+        parts = []
+        done = 0
+        for chunk, start, end in self.inputs[n].take(count):
+            at = place[done : done + end - start]
+            done += end - start
+            for i, error in chunk.decoded.refused:
+                if start <= i < end:
+                    keep[at[i - start]] = False
+                    refused.append(_rejected(source, chunk.fetched, i, error))
+            first, last = np.searchsorted(chunk.decoded.rows, (start, end))
+            rows = chunk.decoded.rows[first:last]
+            here = chunk.decoded.time[first:last]
+            spot = at[rows - start]
+            time[spot] = here
+            # How far the input had come before each row: late is judged by the input's own watermark.
+            seen = np.concatenate(([before], chunk.order[start : end - 1]))[rows - start]
+            before = int(chunk.order[end - 1])
+            on_time = here >= seen - source.out_of_orderness - source.lateness
+            for j in np.flatnonzero(~on_time).tolist():
+                keep[spot[j]] = False
+                refused.append(_late(source, chunk.fetched, int(rows[j])))
+            parts.append((spot[on_time], chunk, first + np.flatnonzero(on_time), rows[on_time]))
+        streams[source.topic] = _rows(self.inputs[n].partition, parts)
+
+
+def _rows(
+    partition: Partition, parts: list[tuple[NDArray[np.int64], _Chunk, NDArray[np.int64], NDArray[np.int64]]]
+) -> Rows:
+    names = parts[0][1].decoded.fields
+    return Rows(
+        at=np.concatenate([p[0] for p in parts]),
+        fields={f: np.concatenate([p[1].decoded.fields[f][p[2]] for p in parts]) for f in names},
+        topic=partition.topic,
+        partition=partition.number,
+        offset=np.concatenate([p[1].fetched.offset[p[3]] for p in parts]),
+        published=np.concatenate([p[1].fetched.timestamp[p[3]] for p in parts]) * 1000,
+    )
+
+
+def _compact(
+    time: NDArray[np.int64], watermark: NDArray[np.int64], keep: NDArray[np.bool_], streams: dict[str, Rows]
+) -> Batch:
+    """The batch without the rows that were refused."""
+    if not keep.all():
+        moved = np.cumsum(keep) - 1
+        for rows in streams.values():
+            rows.at = moved[rows.at]
+        time, watermark = time[keep], watermark[keep]
+    return Batch(time, watermark, streams)
+
+
+def _origin(fetched: Fetched, i: int) -> tuple[tuple[str, bytes], ...]:
+    topic, number = fetched.partition
+    return (("topic", topic.encode()), ("partition", b"%d" % number), ("offset", b"%d" % fetched.offset[i]))
+
+
+def _rejected(source: Source, fetched: Fetched, i: int, error: InvalidEvent) -> Record:
+    if not source.rejected:
+        raise error
+    why = (("reason", error.reason.encode()), ("field", error.field.encode()))
+    return Record(source.rejected, fetched.keys[i], fetched.values[i], None, None, why + _origin(fetched, i))
+
+
+def _late(source: Source, fetched: Fetched, i: int) -> Record:
+    if not source.late:
+        raise InvalidEvent(f"{source.topic} goes back in time at offset {fetched.offset[i]}")
+    reason = b"later than the watermark and the allowed lateness"
+    return Record(
+        source.late, fetched.keys[i], fetched.values[i], None, None, (("reason", reason), *_origin(fetched, i))
+    )

@@ -1,0 +1,237 @@
+"""The log over the Kafka protocol, by aiokafka: Apache Kafka or the local broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    ProducerFenced,
+)
+from headrace.streams.batch import Record
+from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
+from headrace.streams.log import Fetched, Partition, Reader, Writer
+
+START_WITHIN = 30.0
+"""Seconds for a client to find the log: longer than Apache Kafka's restart after kill -9 (5 to 16 s)."""
+
+ANSWER_WITHIN = 30.0
+"""Seconds for one exchange with the log; beyond it the task starts again from what is committed."""
+
+BATCH_BYTES = 1 << 20
+"""Bytes of one produced batch, Kafka's own default bound for a message set."""
+
+TRANSACTION_WITHIN_MS = 60_000
+"""After this long without an end the log aborts a dead owner's transaction, so that readers go on."""
+
+T = TypeVar("T")
+
+_FENCED = (ProducerFenced, InvalidProducerEpoch)
+_EMPTY = np.zeros(0, np.int64)
+
+
+class KafkaLog:
+    """The log at `host:port`."""
+
+    def __init__(self, address: str, client_id: str = "headrace") -> None:
+        self.address = address
+        self._client_id = client_id
+        self._asking: AIOKafkaConsumer | None = None
+
+    async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
+        consumer = self._consumer(None)
+        await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        tps = {TopicPartition(*p): offset for p, offset in offsets.items()}
+        consumer.assign(list(tps))
+        for tp, offset in tps.items():
+            consumer.seek(tp, offset)
+        return _Reader(consumer)
+
+    async def writer(self, owner: str) -> Writer:
+        # Two producers in turn: on Kafka one that begins again at once finds its last markers unwritten and waits.
+        producers = [
+            AIOKafkaProducer(
+                bootstrap_servers=self.address,
+                client_id=self._client_id,
+                transactional_id=f"{owner}.{n}",
+                transaction_timeout_ms=TRANSACTION_WITHIN_MS,
+                max_batch_size=BATCH_BYTES,
+                request_timeout_ms=int(ANSWER_WITHIN * 1000),
+            )
+            for n in range(2)
+        ]
+        try:
+            for producer in producers:
+                await _bounded(producer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        except BaseException:
+            for producer in producers:
+                with contextlib.suppress(Exception):
+                    await producer.stop()
+            raise
+        return _Writer(producers)
+
+    async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        consumer = self._consumer(group)
+        await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        try:
+            consumer.assign([TopicPartition(*p) for p in partitions])
+            found = {}
+            for p in partitions:
+                offset = await _bounded(consumer.committed(TopicPartition(*p)), ANSWER_WITHIN, "no answer")
+                if offset is not None:
+                    found[p] = offset
+            return found
+        finally:
+            await consumer.stop()
+
+    async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        consumer = await self._ask()
+        tps = [TopicPartition(*p) for p in partitions]
+        ends = await _bounded(consumer.end_offsets(tps), ANSWER_WITHIN, f"the log at {self.address} does not answer")
+        return {Partition(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await self._asking.stop()
+            self._asking = None
+
+    async def _ask(self) -> AIOKafkaConsumer:
+        if self._asking is None:
+            consumer = self._consumer(None)
+            await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+            self._asking = consumer
+        return self._asking
+
+    def _consumer(self, group: str | None) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.address,
+            client_id=self._client_id,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=50,
+            max_partition_fetch_bytes=1 << 20,
+            request_timeout_ms=int(ANSWER_WITHIN * 1000),
+        )
+
+
+class _Reader:
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+
+    async def fetch(self, partitions: Sequence[Partition], limit: int, wait: float) -> list[Fetched]:
+        if not partitions:
+            return []
+        tps = [TopicPartition(*p) for p in partitions]
+        try:
+            got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit * len(tps))
+            return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
+        except (KafkaError, OSError) as error:
+            raise LogUnavailable(f"reading failed: {error}") from error
+
+    async def _columns(self, tp: TopicPartition, records: list[object]) -> Fetched | None:
+        partition = Partition(tp.topic, tp.partition)
+        end = self._consumer.last_stable_offset(tp)
+        position = await self._consumer.position(tp)
+        if not records:
+            if end is None or position < end:
+                return None
+            return Fetched(partition, _EMPTY, _EMPTY, [], [], position, end)
+        return Fetched(
+            partition,
+            np.array([r.offset for r in records], np.int64),  # type: ignore[attr-defined]
+            np.array([r.timestamp for r in records], np.int64),  # type: ignore[attr-defined]
+            [r.key for r in records],  # type: ignore[attr-defined]
+            [r.value for r in records],  # type: ignore[attr-defined]
+            position,
+            max(position, end or 0),
+        )
+
+    async def close(self) -> None:
+        await self._consumer.stop()
+
+
+class _Writer:
+    def __init__(self, producers: list[AIOKafkaProducer]) -> None:
+        self._producers = producers
+        self._turn = 0
+
+    @property
+    def _producer(self) -> AIOKafkaProducer:
+        return self._producers[self._turn]
+
+    async def begin(self) -> None:
+        self._turn ^= 1
+        await self._ask(self._producer.begin_transaction())
+
+    async def send(self, records: Sequence[Record]) -> dict[Partition, int]:
+        by_partition: dict[Partition, list[Record]] = defaultdict(list)
+        for record in records:
+            assert record.partition is not None, "the task places every record"
+            by_partition[Partition(record.topic, record.partition)].append(record)
+        sent = []
+        for partition, rows in by_partition.items():
+            sent += [(partition, count, f) for count, f in await self._send(partition, rows)]
+        ends: dict[Partition, int] = {}
+        for partition, count, future in sent:
+            stored = await self._ask(future)
+            ends[partition] = stored.offset + count  # type: ignore[attr-defined]
+        return ends
+
+    async def _send(self, partition: Partition, records: list[Record]) -> list[tuple[int, asyncio.Future[object]]]:
+        producer = self._producer
+        sent = []
+        batch = producer.create_batch()
+        for r in records:
+            if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
+                sent.append((batch.record_count(), await self._ask(producer.send_batch(batch, *_where(partition)))))
+                batch = producer.create_batch()
+                if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
+                    raise LogUnavailable(f"a record for {partition.topic} is larger than {BATCH_BYTES:,} bytes")
+        sent.append((batch.record_count(), await self._ask(producer.send_batch(batch, *_where(partition)))))
+        return sent  # type: ignore[return-value]
+
+    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        taken = {TopicPartition(*p): offset for p, offset in offsets.items()}
+        try:
+            await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
+            await asyncio.wait_for(self._producer.commit_transaction(), ANSWER_WITHIN)
+        except _FENCED as error:
+            raise Fenced("a newer owner of this task has taken over") from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise TransactionUnknown(f"the outcome of a commit is unknown: {error}") from error
+
+    async def abort(self) -> None:
+        await self._ask(self._producer.abort_transaction())
+
+    async def close(self) -> None:
+        for producer in self._producers:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(producer.stop(), ANSWER_WITHIN)
+
+    async def _ask(self, awaitable: object) -> object:
+        try:
+            return await asyncio.wait_for(awaitable, ANSWER_WITHIN)  # type: ignore[arg-type]
+        except _FENCED as error:
+            raise Fenced("a newer owner of this task has taken over") from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise LogUnavailable(f"writing failed: {error}") from error
+
+
+def _where(partition: Partition) -> tuple[str, int]:
+    return partition.topic, partition.number
+
+
+async def _bounded(awaitable: Awaitable[T], seconds: float, what: str) -> T:
+    try:
+        return await asyncio.wait_for(awaitable, seconds)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise LogUnavailable(f"{what}: {error or 'no answer in time'}") from error

@@ -1,0 +1,97 @@
+"""The log as the engine sees it: one small protocol that Kafka, the local broker and the simulator fulfil.
+
+Reading is of committed records only. Writing is in transactions that carry the consumed offsets. A conformance
+suite (tests/streams/log_contract.py) states what every implementation keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from headrace.streams.batch import Record
+from numpy.typing import NDArray
+
+
+class Partition(NamedTuple):
+    topic: str
+    number: int
+
+
+@dataclass(slots=True)
+class Fetched:
+    """Consecutive committed records of one partition, as columns of length n.
+
+    next_offset: where reading goes on; it passes over aborted records and markers
+    end:         the end of what is committed, as far as this fetch knows; next_offset == end means caught up
+    timestamp:   int64[n], milliseconds, when the record was published
+    """
+
+    partition: Partition
+    offset: NDArray[np.int64]
+    timestamp: NDArray[np.int64]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    next_offset: int
+    end: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def caught_up(self) -> bool:
+        return self.next_offset >= self.end
+
+
+class Reader(Protocol):
+    """Reads partitions from given offsets on; an offset before the log's beginning starts at the beginning."""
+
+    async def fetch(self, partitions: Sequence[Partition], limit: int, wait: float) -> list[Fetched]:
+        """What is there for these partitions, at most `limit` records of each; waits up to `wait` seconds for
+        a first record. A partition known to be caught up is reported even without records.
+
+        Raises LogUnavailable.
+        """
+
+    async def close(self) -> None: ...
+
+
+class Writer(Protocol):
+    """One transaction after the other, under one owner's name. Opening it fences every earlier owner."""
+
+    async def begin(self) -> None: ...
+
+    async def send(self, records: Sequence[Record]) -> dict[Partition, int]:
+        """Hand records to the open transaction, in order per partition; they are stored when it returns.
+
+        Returns the offset after the last record, per partition. Raises Fenced or LogUnavailable.
+        """
+
+    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        """Commit the records and the group's offsets, all or nothing.
+
+        Raises Fenced, or TransactionUnknown where the log did not answer: then the writer is opened again
+        before anything else is done.
+        """
+
+    async def abort(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """A log with topics, partitions, groups and transactions."""
+
+    async def reader(self, offsets: Mapping[Partition, int]) -> Reader: ...
+
+    async def writer(self, owner: str) -> Writer: ...
+
+    async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The group's committed offsets; a partition without one is absent. Waits out an open transaction."""
+
+    async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The end of what is committed in each partition."""
+
+    async def close(self) -> None: ...

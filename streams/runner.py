@@ -1,0 +1,211 @@
+"""Drives a task over a log: the five steps, and the way back from every failure."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
+from headrace.streams.inputs import MAX_BUFFERED_ROWS
+from headrace.streams.log import Fetched, Log, Partition, Reader, Writer
+from headrace.streams.task import Task, Work
+
+logger = logging.getLogger("headrace.streams")
+
+MAX_BATCH_ROWS = 2_000
+"""Rows of one transaction: enough to hide a commit's cost, few enough that a prediction waits milliseconds."""
+
+FETCH_ROWS = 2_000
+"""Rows asked of each input at once."""
+
+IDLE_AFTER = 0.25
+"""Seconds that an input must have been read to its end before it stops holding others back."""
+
+POLL = 0.1
+"""Seconds that a read waits for a first record."""
+
+RETRY_FIRST, RETRY_LAST, MAX_RETRIES = 0.1, 5.0, 60
+"""Seconds between attempts to start again, doubling; then the worker gives up (after about five minutes)."""
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Follow:
+    """A topic read from its beginning beside the inputs, outside the transaction: the newest value of each key."""
+
+    partition: Partition
+    take: Callable[[Fetched], None]
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a runner has done since it started."""
+
+    rows: int = 0
+    commits: int = 0
+    restarts: int = 0
+    records: int = 0
+
+
+@dataclass
+class Runner:
+    """One task on one log.
+
+    `start` then `step` again and again; `run` does both until `stop` and survives failures of the log.
+    crash: called between the numbered steps with the number of the step just done, for crash tests
+    """
+
+    task: Task
+    log: Log
+    clock: Clock
+    group: str
+    follows: list[Follow] = field(default_factory=list)
+    batch_rows: int = MAX_BATCH_ROWS
+    idle_after: float = IDLE_AFTER
+    crash: Callable[[int], None] = lambda step: None
+    progress: Progress = field(default_factory=Progress)
+    _writer: Writer | None = None
+    _reader: Reader | None = None
+    _beside: Reader | None = None
+    _stopping: bool = False
+    _empty_since: dict[int, float] = field(default_factory=dict)
+
+    async def start(self) -> None:
+        """Fence earlier owners, bring the store to the changelog's end, load, and go to the committed offsets."""
+        await self.close()
+        task = self.task
+        self._writer = await self.log.writer(f"{self.group}-{task.number}")
+        await self._replay_changelog()
+        task.resume()
+        self._empty_since.clear()
+        self._reader = await self.log.reader({i.partition: i.position for i in task.inputs})
+        if self.follows:
+            for follow in self.follows:
+                follow.offset = 0
+            self._beside = await self.log.reader({f.partition: 0 for f in self.follows})
+            await self._catch_up()
+
+    async def _replay_changelog(self) -> None:
+        partition = self.task.changelog
+        end = (await self.log.ends([partition])).get(partition, 0)
+        position = self.task.position
+        if position >= end:
+            return
+        reader = await self.log.reader({partition: position})
+        try:
+            while position < end:
+                for fetched in await reader.fetch([partition], FETCH_ROWS, POLL):
+                    self.task.replay(fetched)
+                    position = fetched.next_offset
+        finally:
+            await reader.close()
+
+    async def _catch_up(self) -> None:
+        """Read what is followed to its end before the first batch: a scorer starts with the newest version."""
+        behind = {f.partition for f in self.follows}
+        while behind:
+            for fetched in await self._follow(POLL):
+                if fetched.caught_up:
+                    behind.discard(fetched.partition)
+
+    async def _follow(self, wait: float) -> list[Fetched]:
+        assert self._beside is not None
+        got = await self._beside.fetch([f.partition for f in self.follows], FETCH_ROWS, wait)
+        for fetched in got:
+            for follow in self.follows:
+                if follow.partition == fetched.partition:
+                    follow.take(fetched)
+                    follow.offset = fetched.next_offset
+        return got
+
+    async def step(self) -> int:
+        """One cycle. Returns the rows taken; 0 where there was nothing to do."""
+        assert self._writer is not None
+        assert self._reader is not None
+        # 1. read a micro-batch
+        idle = self._idle()
+        ready = self.task.merge.available(idle) > 0
+        room = [i.partition for i in self.task.inputs if i.buffered < MAX_BUFFERED_ROWS]
+        for fetched in await self._reader.fetch(room, FETCH_ROWS, 0.0 if ready else POLL):
+            self.task.feed(fetched)
+        if self.follows:
+            await self._follow(0.0)
+        self.crash(1)
+        # 2. run the operators
+        work = self.task.work(self.batch_rows, self._idle())
+        if work is None:
+            return 0
+        self.crash(2)
+        await self._commit(self._writer, work)
+        return work.rows
+
+    async def _commit(self, writer: Writer, work: Work) -> None:
+        # 3. produce outputs and changelog
+        await writer.begin()
+        logged = self.task.logged(work.changes)
+        ends = await writer.send([*work.records, *logged])
+        self.crash(3)
+        # 4. add the consumed offsets and commit
+        await writer.commit(self.group, work.offsets)
+        self.crash(4)
+        # 5. write the touched rows
+        self.task.keep(work, ends[self.task.changelog])
+        self.progress.rows += work.rows
+        self.progress.commits += 1
+        self.progress.records += len(work.records)
+        self.crash(5)
+
+    def _idle(self) -> frozenset[int]:
+        """Inputs read to their end for long enough."""
+        now = self.clock.now()
+        for n, source in enumerate(self.task.inputs):
+            if source.buffered or not source.caught_up:
+                self._empty_since.pop(n, None)
+            else:
+                self._empty_since.setdefault(n, now)
+        return frozenset(n for n, since in self._empty_since.items() if now - since >= self.idle_after)
+
+    async def run(self) -> None:
+        """Until `stop`. Starts again after failures of the log, from what is committed.
+
+        Raises Fenced where a newer owner took over, StateError, or LogUnavailable when the log stays away.
+        """
+        retries, wait = 0, RETRY_FIRST
+        while not self._stopping:
+            try:
+                await self.start()
+                while not self._stopping:
+                    if await self.step():
+                        retries, wait = 0, RETRY_FIRST
+            except (LogUnavailable, TransactionUnknown) as error:
+                retries += 1
+                self.progress.restarts += 1
+                if retries > MAX_RETRIES:
+                    raise LogUnavailable(
+                        f"task {self.task.name} gave up after {MAX_RETRIES} attempts: {error}"
+                    ) from error
+                logger.warning("task %s starts again in %.1f s: %s", self.task.name, wait, error)
+                await self.clock.sleep(wait)
+                wait = min(2 * wait, RETRY_LAST)
+        await self.close()
+
+    def stop(self) -> None:
+        """Let `run` return after the cycle it is in."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        for part in (self._writer, self._reader, self._beside):
+            if part is not None:
+                with contextlib.suppress(Fenced, LogUnavailable, TransactionUnknown):
+                    await part.close()
+        self._writer = self._reader = self._beside = None

@@ -1,0 +1,100 @@
+"""Committed rows of one task on local disk. It is a view: the changelog can always rebuild it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from headrace.streams.batch import Change
+from headrace.streams.errors import StateError
+from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
+
+WRITE_BUFFER_BYTES = 16 << 20
+"""Per task; a worker holds many tasks, and RocksDB keeps two of these each."""
+
+
+class Store(Protocol):
+    """Rows by key, written atomically."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose key begins with the prefix, in key order, the prefix taken off."""
+
+    def write(self, changes: Iterable[Change]) -> None:
+        """All of them or none."""
+
+    def close(self) -> None: ...
+
+
+class MemoryStore:
+    """Rows in a dict, for the simulator and tests; what was written survives its task."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, bytes] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._rows.get(key)
+
+    def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key in sorted(self._rows):
+            if key.startswith(prefix):
+                yield key[len(prefix) :], self._rows[key]
+
+    def write(self, changes: Iterable[Change]) -> None:
+        for key, value in changes:
+            if value is None:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = value
+
+    def close(self) -> None:
+        pass
+
+
+class RocksStore:
+    """Rows in RocksDB under one folder, held by one process at a time.
+
+    Raises StateError where the folder is in use or unreadable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+        options.set_max_write_buffer_number(2)
+        options.set_keep_log_file_num(2)
+        options.set_compression_type(DBCompressionType.lz4())
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = Rdict(str(path), options, access_type=AccessType.read_write())
+        except Exception as error:
+            if "lock" in str(error).lower():
+                raise StateError(f"another process holds the state in {path}; stop it first") from error
+            raise StateError(
+                f"the state in {path} cannot be opened ({error}); "
+                f"delete the folder and it is rebuilt from the changelog"
+            ) from error
+
+    def get(self, key: bytes) -> bytes | None:
+        value = self._db.get(key)
+        return value if value is None else bytes(value)
+
+    def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._db.items(from_key=prefix):
+            if not key.startswith(prefix):
+                return
+            yield key[len(prefix) :], value
+
+    def write(self, changes: Iterable[Change]) -> None:
+        batch = WriteBatch(raw_mode=True)
+        for key, value in changes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        self._db.write(batch)
+
+    def close(self) -> None:
+        self._db.close()

@@ -1,0 +1,152 @@
+"""A task: one partition of a stage and its state, exactly once.
+
+Its cycle has five steps, numbered the same in DESIGN, here and in `runner`:
+
+1. read a micro-batch;
+2. run the operators over it, changing hot state in place and noting the rows touched;
+3. in one log transaction produce outputs and one changelog record per touched row;
+4. add the consumed offsets and commit;
+5. write the touched rows to the store in one batch, together with the changelog position.
+
+The store holds committed rows only. After an abort, a fence or an unknown outcome the hot state is thrown away
+and loaded again from the store and the changelog, by the same path as after a crash. A task knows no asyncio, no
+log and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+from headrace.streams.batch import Change, Operator, Outputs, Record
+from headrace.streams.errors import StateError
+from headrace.streams.inputs import NEVER, Input, Merge
+from headrace.streams.log import Fetched, Partition
+from headrace.streams.store import Store
+
+_MARK = b"\x00mark"
+_POSITION = b"\x00position"
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Where a commit stands: written to the changelog in the same transaction as the rows it explains.
+
+    offsets:   per input, the next row to be taken
+    highs:     per input, the greatest event time taken, microseconds
+    watermark: microseconds
+    program:   the fingerprint of the declarations that made this state
+    """
+
+    offsets: list[int]
+    highs: list[int]
+    watermark: int
+    program: str
+
+
+@dataclass(slots=True, frozen=True)
+class Work:
+    """What step 2 made: records of one transaction, the rows touched, and the offsets they reflect."""
+
+    records: Outputs
+    changes: list[Change]
+    offsets: dict[Partition, int]
+    rows: int
+
+
+class Task:
+    """One partition of a stage.
+
+    name:      of the stage; with the partition it owns the transactional id
+    inputs:    merged in event-time order
+    operators: run in this order over each batch
+    changelog: where touched rows go
+    program:   fingerprint of the declarations; state of another program is refused
+    """
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        inputs: Sequence[Input],
+        operators: Sequence[Operator],
+        store: Store,
+        changelog: Partition,
+        program: str = "",
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.inputs = list(inputs)
+        self.merge = Merge(self.inputs)
+        self.operators = list(operators)
+        self.changelog = changelog
+        self._store = store
+        self._program = program
+
+    @property
+    def position(self) -> int:
+        """The changelog offset up to which the store is written."""
+        stored = self._store.get(_POSITION)
+        return int(stored) if stored else 0
+
+    def replay(self, fetched: Fetched) -> None:
+        """Bring the store forward by committed changelog records (recovery between steps 4 and 5)."""
+        changes: list[Change] = [(key or b"", value) for key, value in zip(fetched.keys, fetched.values, strict=True)]
+        self._store.write([*changes, (_POSITION, b"%d" % fetched.next_offset)])
+
+    def resume(self) -> None:
+        """Throw hot state away and load what is committed. Call it once the changelog is replayed.
+
+        Raises StateError where the state is of another program.
+        """
+        stored = self._store.get(_MARK)
+        mark = msgspec.json.decode(stored, type=Mark) if stored else None
+        if mark and mark.program != self._program:
+            raise StateError(
+                f"the state of {self.name} was made by another version of the program; "
+                f"give the app a new name, or delete its data to start again"
+            )
+        for n, source in enumerate(self.inputs):
+            if mark:
+                source.resume(mark.offsets[n], mark.highs[n])
+            else:
+                source.resume(0, NEVER)
+        self.merge.watermark = mark.watermark if mark else NEVER
+        for operator in self.operators:
+            operator.clear()
+            operator.load(self._store.rows(operator.name.encode() + b"\x00"))
+
+    def feed(self, fetched: Fetched) -> None:
+        """Step 1: buffer what was read."""
+        for source in self.inputs:
+            if source.partition == fetched.partition:
+                source.feed(fetched)
+
+    def work(self, limit: int, idle: frozenset[int] = frozenset()) -> Work | None:
+        """Step 2, over at most `limit` rows; None where nothing can be taken yet."""
+        taken = self.merge.take(limit, idle)
+        if not taken.rows:
+            return None
+        records: Outputs = [*taken.refused]
+        for operator in self.operators:
+            operator.process(taken.batch, records)
+        changes: list[Change] = []
+        for operator in self.operators:
+            prefix = operator.name.encode() + b"\x00"
+            changes += [(prefix + key, value) for key, value in operator.changes()]
+        mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
+        changes.append((_MARK, msgspec.json.encode(mark)))
+        placed = [r if r.partition is not None else replace(r, partition=self.number) for r in records]
+        return Work(placed, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
+
+    def logged(self, changes: Iterable[Change]) -> list[Record]:
+        """Step 3: the changelog records of touched rows."""
+        topic, number = self.changelog
+        return [Record(topic, key, value, number) for key, value in changes]
+
+    def keep(self, work: Work, position: int) -> None:
+        """Step 5. position: the changelog offset after this commit's records."""
+        self._store.write([*work.changes, (_POSITION, b"%d" % position)])
+
+    def close(self) -> None:
+        self._store.close()
