@@ -155,22 +155,17 @@ class AsyncConnection:
         await self._publisher.check(name)
         tally = _Tally(name)
         waiting: deque[asyncio.Task[list[Receipt]]] = deque()
-        try:
-            async for chunk in _chunks(events):
-                rows, invalid = _encode(chunk, tally.taken, event, key)
-                tally.taken += len(chunk)
-                if rows:
-                    waiting.append(asyncio.create_task(self._publisher.send(name, rows)))
-                while len(waiting) > (0 if invalid else IN_FLIGHT):
-                    tally.add(await waiting.popleft())
-                if invalid:
-                    raise invalid
-            while waiting:
+        taken = 0
+        async for chunk in _chunks(events):
+            remaining = _Remaining(_numbered(taken + i, item, event, key) for i, item in enumerate(chunk))
+            taken += len(chunk)
+            if rows := remaining.chunk():
+                waiting.append(asyncio.create_task(self._publisher.send(name, rows)))
+            while len(waiting) > (0 if remaining.failure else IN_FLIGHT):
                 tally.add(await waiting.popleft())
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            remaining.raise_failure()
+        while waiting:
+            tally.add(await waiting.popleft())
         return tally.published()
 
     async def subscribe(
@@ -260,22 +255,22 @@ class Connection:
         if isinstance(events, Event | Mapping | bytes | str):
             return self._do(self._within.publish(topic, events))
         name, event, key = self._known.topic(topic)
+        return self.publish_rows(name, (_numbered(i, item, event, key) for i, item in enumerate(events)))
+
+    def publish_rows(self, topic: str, rows: Iterable[Row]) -> Published:
+        """Publish rows that are encoded already. Where the iterable raises, what came before it is published."""
         publisher = self._within._publisher
-        self._do(publisher.check(name))
-        tally = _Tally(name)
+        self._do(publisher.check(topic))
+        tally = _Tally(topic)
         waiting: deque[Future[list[Receipt]]] = deque()
-        remaining = iter(events)
-        while chunk := list(itertools.islice(remaining, CHUNK)):
-            rows, invalid = _encode(chunk, tally.taken, event, key)
-            tally.taken += len(chunk)
-            if rows:
-                waiting.append(self._begin(publisher.send(name, rows)))
-            while len(waiting) > (0 if invalid else IN_FLIGHT):
+        remaining = _Remaining(rows)
+        while chunk := remaining.chunk():
+            waiting.append(self._begin(publisher.send(topic, chunk)))
+            while len(waiting) > IN_FLIGHT:
                 tally.add(waiting.popleft().result())
-            if invalid:
-                raise invalid
         while waiting:
             tally.add(waiting.popleft().result())
+        remaining.raise_failure()
         return tally.published()
 
     def subscribe(
@@ -334,17 +329,33 @@ class _Tally:
         return Published(self.topic, self.count, self.offsets)
 
 
-def _encode(
-    chunk: list[Publishable], first: int, event: type[Event] | None, key: str | None
-) -> tuple[list[Row], InvalidEvent | None]:
-    """The rows up to the first invalid event, and what is wrong with it."""
-    rows: list[Row] = []
-    for item in chunk:
-        try:
-            rows.append(encode(item, event, key))
-        except InvalidEvent as error:
-            return rows, InvalidEvent(f"event {first + len(rows)}: {error.reason}", error.field)
-    return rows, None
+class _Remaining:
+    """Rows in chunks. A failure ends them, and waits until what came before it is sent."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self.failure: BaseException | None = None
+
+    def chunk(self) -> list[Row]:
+        rows: list[Row] = []
+        if self.failure is None:
+            try:
+                for row in itertools.islice(self._rows, CHUNK):
+                    rows.append(row)
+            except Exception as error:
+                self.failure = error
+        return rows
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+def _numbered(number: int, item: Publishable, event: type[Event] | None, key: str | None) -> Row:
+    try:
+        return encode(item, event, key)
+    except InvalidEvent as error:
+        raise InvalidEvent(f"event {number}: {error.reason}", error.field) from None
 
 
 async def _chunks(

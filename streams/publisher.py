@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import defaultdict
@@ -131,7 +132,9 @@ class Publisher:
         """What was sent is acknowledged or has failed when this returns."""
         if self._producer is not None:
             producer, self._producer = self._producer, None
-            await producer.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TIMEOUT):
+                    await producer.stop()
 
     async def topics(self) -> frozenset[str]:
         """The topics of the log, looked up now."""

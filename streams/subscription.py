@@ -106,13 +106,14 @@ class Subscription:
         )
         try:
             await consumer.start()
-            known = await consumer.topics()
-            if self.topic not in known:
-                raise unknown_topic(self.topic, known)
+            # partitions_for_topic() knows only topics that a consumer has subscribed to, and assigning is not that.
+            metadata = await consumer._client.fetch_all_metadata()
+            if self.topic not in metadata.topics():
+                raise unknown_topic(self.topic, metadata.topics())
             if self._group:
                 consumer.subscribe([self.topic], listener=_Joined(consumer, self._start))
             else:
-                await self._assign(consumer)
+                await self._assign(consumer, sorted(metadata.partitions_for_topic(self.topic)))
         except (KafkaConnectionError, OSError) as error:
             await consumer.stop()
             raise unreachable(self._address) from error
@@ -124,8 +125,7 @@ class Subscription:
             raise
         self._consumer = consumer
 
-    async def _assign(self, consumer: AIOKafkaConsumer) -> None:
-        partitions = sorted(consumer.partitions_for_topic(self.topic) or ())
+    async def _assign(self, consumer: AIOKafkaConsumer, partitions: list[int]) -> None:
         assigned = [TopicPartition(self.topic, p) for p in partitions]
         consumer.assign(assigned)
         for tp, offset in (await positions(consumer, assigned, self._start)).items():
@@ -139,7 +139,7 @@ class Subscription:
         if self._pending:
             await self._commit()
         got = await self._consumer.getmany(timeout_ms=int(wait * 1000), max_records=most)
-        messages = [_message(record) for records in got.values() for record in records]
+        messages = [to_message(record) for records in got.values() for record in records]
         for tp, records in got.items():
             if records:
                 self.next[tp.partition] = records[-1].offset + 1
@@ -198,7 +198,7 @@ class _Joined(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has 
             self._consumer.seek(tp, offset)
 
 
-def _message(record: Any) -> Message:  # aiokafka has no types
+def to_message(record: Any) -> Message:  # aiokafka has no types
     return Message(
         topic=record.topic,
         partition=record.partition,

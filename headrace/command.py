@@ -1,0 +1,217 @@
+"""The `headrace` command."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from headrace.streams.errors import HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    help="Event-driven machine learning: publish events to topics, subscribe to prediction streams.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+"""Other commands join by `app.command()(function)`; see `_join`."""
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Program = Annotated[str, typer.Argument(metavar="PROGRAM", help="the Python file that declares the application")]
+Broker = Annotated[
+    str | None,
+    typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port; left out, the local stack's", metavar="ADDRESS"),
+]
+
+
+@app.command()
+def run(
+    program: Program,
+    data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="use this broker instead of a local one", metavar="ADDRESS")
+    ] = None,
+    broker_port: Annotated[int | None, typer.Option(help="left out, 9092 or a free one", min=1, max=65535)] = None,
+    gateway_port: Annotated[int | None, typer.Option(help="left out, 8080 or a free one", min=1, max=65535)] = None,
+    host: Annotated[str, typer.Option(help="where the gateway listens; elsewhere it wants a token")] = "127.0.0.1",
+    token: Annotated[
+        str | None, typer.Option(envvar="HEADRACE_TOKEN", help="the gateway's token (better by HEADRACE_TOKEN)")
+    ] = None,
+) -> None:
+    """Run a program here: broker, worker and gateway, until Ctrl-C."""
+    from headrace.stack import Stack
+
+    stack = Stack(
+        program,
+        data=data,
+        broker=broker,
+        broker_port=broker_port,
+        gateway_port=gateway_port,
+        host=host,
+        token=token,
+        tell=lambda sentence: say.print(sentence, markup=False),
+    )
+
+    async def main() -> None:
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, stopped.set)
+        stopping = asyncio.create_task(stopped.wait())
+        starting = asyncio.create_task(stack.__aenter__())
+        try:
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return
+            starting.result()
+            _greet(stack)
+            failing = asyncio.create_task(stack.wait())
+            await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
+            failing.cancel()
+            say.print("stopping gateway, worker and broker")
+        finally:
+            stopping.cancel()
+            await stack.stop()
+
+    say.print(f"starting {stack.app.name}: broker, worker, gateway")
+    asyncio.run(main())
+
+
+def _greet(stack: Any) -> None:
+    topics = stack.app.topics()
+    event = next((t.name for t in topics if t.kind == "event"), "TOPIC")
+    predictions = next((t.name for t in topics if t.kind == "predictions"), event)
+    say.print(
+        f"[bold]{stack.app.name} runs[/bold]\n"
+        f"  page and gateway  {stack.gateway}\n"
+        f"  broker            {stack.broker}\n"
+        f"  data              {stack.data}\n"
+        f"from another terminal in this folder:\n"
+        f"  headrace publish {event} lines.ndjson\n"
+        f"  headrace subscribe {predictions}\n"
+        f"  headrace status\n"
+        f"Ctrl-C stops it; what it has learnt stays."
+    )
+
+
+@app.command()
+def publish(
+    topic: Annotated[str, typer.Argument()],
+    file: Annotated[str, typer.Argument(help="NDJSON, an event a line; - for standard input")],
+    broker: Broker = None,
+    program: Annotated[
+        str | None, typer.Option(help="checks the events by its contracts; left out, the running stack's")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="the key field, where no program tells it", metavar="FIELD")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad line")] = False,
+) -> None:
+    """Publish the lines of a file to a topic. Bad lines are told by number; the others go on."""
+    from headrace.lines import publish_lines
+
+    if not publish_lines(topic, file, broker=broker, program=program, key=key, strict=strict, say=say):
+        raise typer.Exit(1)
+
+
+@app.command()
+def subscribe(
+    topic: Annotated[str, typer.Argument()],
+    since: Annotated[
+        str, typer.Option("--from", help="earliest, latest, or a time of publication (2010-03-01T12:00:00Z)")
+    ] = "latest",
+    most: Annotated[int | None, typer.Option("--max", help="end after this many", min=1)] = None,
+    timeout: Annotated[float | None, typer.Option(help="end after this many seconds of silence", min=0)] = None,
+    broker: Broker = None,
+) -> None:
+    """Print the records of a topic as they come: a table on a terminal, NDJSON in a pipe."""
+    from headrace.lines import print_topic
+
+    print_topic(topic, since, most=most, timeout=timeout, broker=broker, say=say)
+
+
+@app.command()
+def topics(broker: Broker = None) -> None:
+    """List the topics of the log."""
+    from headrace.reports import print_topics
+
+    print_topics(broker)
+
+
+@app.command()
+def status(broker: Broker = None) -> None:
+    """Show processes, topics with their rates, and processors with their lag."""
+    from headrace.reports import print_status
+
+    print_status(broker)
+
+
+@app.command()
+def worker(
+    program: Program,
+    broker: Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port", metavar="ADDRESS")],
+    data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
+) -> None:
+    """Run a worker of a program against a broker."""
+    from headrace.program import load
+    from headrace.running import home
+    from headrace.streams.address import parse_address
+    from headrace.worker import run as run_worker
+
+    address = parse_address(broker)
+    run_worker(program, address, data or home() / load(program).name)
+
+
+def _join() -> None:
+    """Commands that live in modules of their own. Each module has a function `join(app)` that registers them."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    for name in ("headrace.verify", "headrace.data"):
+        if find_spec(name) is not None:
+            import_module(name).join(app)
+
+
+def main() -> None:
+    """Exit codes: 0; 1 with a sentence on standard error; 2 for wrong usage; 130 after Ctrl-C."""
+    # What the Kafka client has to say about connections that come and go, the errors say better.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    _join()
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except HeadraceError as error:
+        say.print(f"headrace: {error}", markup=False)
+        return 1
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone (| head): that is how it says that it has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Reports: the topics of the log, and what runs and flows. Tables on a terminal, NDJSON in a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from headrace.program import load
+from headrace.running import Running, current, find_broker
+from headrace.streams.address import Address
+from headrace.streams.topics import Processor, Topic
+from headrace.streams.traffic import Flow, Traffic, describe
+
+BETWEEN = 1.0
+"""Seconds between the two samples of a rate."""
+
+Cell = str | int | float | None
+
+
+def print_topics(broker: str | None) -> None:
+    """Every topic of the log. Raises NoBroker and LogUnavailable."""
+    address = find_broker(broker)
+    topics = _of_stack(address)[1]
+    known = {t.name: t for t in topics}
+    there = asyncio.run(describe(address))
+    listed = [known.get(name) or Topic(name, "event", partitions) for name, partitions in there.items()]
+    flow = asyncio.run(_flow(address, listed, (), samples=1))
+    rows = [
+        {
+            "topic": t.name,
+            "kind": t.kind if t.name in known else None,
+            "partitions": there[t.name],
+            "records": t.records,
+        }
+        for t in flow.topics
+    ]
+    _print("topics", sorted(rows, key=lambda r: str(r["topic"])))
+
+
+def print_status(broker: str | None) -> None:
+    """Processes, topics with rates, processors with lag. Raises NoBroker and LogUnavailable."""
+    address = find_broker(broker)
+    running, topics, processors = _of_stack(address)
+    if not topics:
+        topics = tuple(Topic(name, "event", n) for name, n in asyncio.run(describe(address)).items())
+    flow = asyncio.run(_flow(address, topics, processors, samples=2))
+    if running is not None:
+        processes = {"stack": running.pid, **running.processes}
+        _print("processes", [{"process": n, "pid": p, "address": _where(running, n)} for n, p in processes.items()])
+    _print(
+        "topics",
+        [
+            {"topic": t.name, "kind": t.kind, "records": t.records, "records/s": round(t.rate, 1)}
+            for t in flow.topics
+            if t.kind != "changelog"
+        ],
+    )
+    if processors:
+        _print(
+            "processors",
+            [
+                {"processor": p.name, "lag": p.lag, "records/s": round(p.rate, 1), "group": p.group}
+                for p in flow.processors
+            ],
+        )
+
+
+def _where(running: Running, process: str) -> str:
+    return {"stack": running.data, "broker": running.broker, "gateway": running.gateway}.get(process, "")
+
+
+def _of_stack(address: Address) -> tuple[Running | None, tuple[Topic, ...], tuple[Processor, ...]]:
+    """What the running stack tells of the log, if the log is its own."""
+    running = current()
+    if running is None or running.broker != str(address):
+        return None, (), ()
+    app = load(running.program)
+    return running, app.topics(), app.processors()
+
+
+async def _flow(address: Address, topics: Sequence[Topic], processors: Sequence[Processor], samples: int) -> Flow:
+    traffic = Traffic(address, topics, processors, tail=True)
+    await traffic.start()
+    try:
+        flow = await traffic.flow()
+        for _ in range(samples - 1):
+            await asyncio.sleep(BETWEEN)
+            flow = await traffic.flow()
+        return flow
+    finally:
+        await traffic.close()
+
+
+def _print(what: str, rows: Sequence[Mapping[str, Cell]]) -> None:
+    if not sys.stdout.isatty():
+        for row in rows:
+            sys.stdout.buffer.write(msgspec.json.encode({"report": what, **row}) + b"\n")
+        return
+    table = Table(title=what, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(rows[0] if rows else ()):
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int | float) else v or "-" for v in row.values()))
+    Console().print(table)
+    Console().print()

@@ -1,0 +1,234 @@
+"""The local stack: broker, worker and gateway of a program in one process tree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from headrace import running
+from headrace.app import App
+from headrace.errors import StackError
+from headrace.gateway import TOKEN
+from headrace.program import load
+from headrace.running import Running, TopicNote
+from headrace.serving.access import check_listening
+from headrace.streams.address import Address, parse_address
+from headrace.streams.admin import answers, ensure_topics
+from headrace.supervisor import Child, Supervisor
+
+BROKER_PORT = 9092
+GATEWAY_PORT = 8080
+BROKER_READY = 60.0
+"""Seconds. After a kill the broker reads the end of its log first."""
+WORKER_READY = 180.0
+"""Seconds. At its first start the worker compiles its kernels; after a kill it reads its changelog."""
+GATEWAY_READY = 60.0
+LOCK_WAIT = 20.0
+"""Seconds for the children of a stack that was killed to end: they hold the folder until then."""
+
+
+class Stack:
+    """The local stack, running within `async with`.
+
+    program:      the file (or module) of the program
+    data:         its folder; left out, `.headrace/<application>` under the current folder (HEADRACE_HOME/<application>)
+    broker:       a broker that runs already; left out, the local one is started
+    broker_port, gateway_port: left out, 9092 and 8080, or free ones where these are taken
+    host, token:  where the gateway listens; beyond loopback it wants a token
+    tell:         called with a sentence when something happens to a process
+
+    Entering it raises StackError (a process did not start, a port is taken, another stack has the folder), ProgramError
+    and ServingError. `wait` raises StackError when a process died for good.
+    """
+
+    worker_module = "headrace.worker"
+
+    def __init__(
+        self,
+        program: str | Path,
+        *,
+        data: str | Path | None = None,
+        broker: str | None = None,
+        broker_port: int | None = None,
+        gateway_port: int | None = None,
+        host: str = "127.0.0.1",
+        token: str | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        check_listening(host, token)
+        self.program = str(program)
+        self.app: App = load(program)
+        self.data = Path(data).absolute() if data else running.home() / self.app.name
+        self._given = parse_address(broker) if broker else None
+        self._broker_port = broker_port
+        self._gateway_port = gateway_port
+        self._host = host
+        self._token = token
+        self._tell = tell
+        self._lock: int | None = None
+        self._supervisor: Supervisor | None = None
+        self._broker: Address | None = None
+        self._gateway = ""
+
+    @property
+    def broker(self) -> Address:
+        if self._broker is None:
+            raise StackError("the stack is not running")
+        return self._broker
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's address: `http://host:port`."""
+        return self._gateway
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes by name."""
+        return self._supervisor.pids if self._supervisor else {}
+
+    async def __aenter__(self) -> Stack:
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def wait(self) -> None:
+        """Return never; raise StackError when a process died for good."""
+        if self._supervisor is None:
+            raise StackError("the stack is not running")
+        await self._supervisor.wait()
+
+    async def stop(self) -> None:
+        """Stop gateway, worker and broker, in this order."""
+        if self._supervisor is not None:
+            supervisor, self._supervisor = self._supervisor, None
+            await supervisor.stop()
+        if self._lock is not None:
+            for file in (self.data / "stack.json", running.home() / "current.json"):
+                found = running.read(file)
+                if found is not None and found.pid == os.getpid() and found.data == str(self.data):
+                    file.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    async def _start(self) -> None:
+        self._lock = await _lock(self.data)
+        self._supervisor = Supervisor(self.data / "logs", shared=[self._lock], tell=self._told)
+        if self._given is not None:
+            self._broker = self._given
+        else:
+            self._broker = Address(
+                "127.0.0.1", choose_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port")
+            )
+            await self._supervisor.start(self._broker_child())
+        await ensure_topics(self._broker, self.app.topics())
+        port = choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")
+        self._gateway = f"http://{_reachable(self._host)}:{port}"
+        await self._supervisor.start(self._worker_child())
+        await self._supervisor.start(self._gateway_child(port))
+        self._write()
+
+    def _broker_child(self) -> Child:
+        broker = self.broker
+        argv = ["-m", "headrace.streams.broker", "--data", str(self.data / "broker"), "--port", str(broker.port)]
+        return Child("broker", argv, BROKER_READY, lambda: answers(broker))
+
+    def _worker_child(self) -> Child:
+        argv = ["-m", self.worker_module, self.program, "--broker", self.broker.bootstrap, "--data", str(self.data)]
+        return Child("worker", argv, WORKER_READY)
+
+    def _gateway_child(self, port: int) -> Child:
+        where = ["--broker", self.broker.bootstrap, "--host", self._host, "--port", str(port)]
+        environment = {TOKEN: self._token or ""}
+
+        async def healthy() -> bool:
+            async with httpx.AsyncClient(timeout=3, trust_env=False) as client:
+                try:
+                    return (await client.get(f"{self._gateway}/health")).status_code == 200
+                except httpx.HTTPError:
+                    return False
+
+        argv = ["-m", "headrace.gateway", self.program, *where]
+        return Child("gateway", argv, GATEWAY_READY, healthy, environment)
+
+    def _told(self, sentence: str) -> None:
+        self._tell(sentence)
+        if running.read(self.data / "stack.json") is not None:
+            self._write()  # a child that is back has another pid
+
+    def _write(self) -> None:
+        notes = [
+            TopicNote(t.name, t.kind, t.partitions, t.event.contract.key if t.event else None)
+            for t in self.app.topics()
+        ]
+        found = Running(
+            app=self.app.name,
+            pid=os.getpid(),
+            born=running.birth(os.getpid()) or "",
+            program=str(Path(self.program).absolute()) if Path(self.program).exists() else self.program,
+            broker=str(self.broker),
+            gateway=self._gateway,
+            data=str(self.data),
+            started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            topics=tuple(notes),
+            processes=self.pids,
+        )
+        running.write(found, self.data / "stack.json", running.home() / "current.json")
+
+
+def choose_port(host: str, wanted: int | None, usual: int, option: str) -> int:
+    """The port wanted; or else the usual one, or a free one. Raises StackError where the one wanted is taken."""
+    for port in [wanted] if wanted else [usual, 0]:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                reason = error.strerror
+                continue
+            return int(probe.getsockname()[1])
+    raise StackError(f"port {wanted or usual} on {host} cannot be had ({reason}): give another with {option}")
+
+
+def _reachable(host: str) -> str:
+    """The address by which this machine reaches a server that listens on `host`."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+async def _lock(data: Path) -> int:
+    """A lock on the folder, which the children hold too: two stacks would write the same files."""
+    os.makedirs(data, exist_ok=True)
+    fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    until = time.monotonic() + LOCK_WAIT
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        other = running.read(data / "stack.json")
+        if other is not None or time.monotonic() > until:
+            os.close(fd)
+            who = f" (process {other.pid}, gateway {other.gateway})" if other else ""
+            raise StackError(
+                f"another stack{who} runs on {data}: stop it with Ctrl-C there, or give another folder with --data"
+            )
+        await asyncio.sleep(0.2)

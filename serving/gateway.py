@@ -1,0 +1,295 @@
+"""The gateway: topics over HTTP. Events in, streams out, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Header, Query, Request, WebSocket
+from fastapi.responses import JSONResponse, Response
+from headrace.serving.access import SUBPROTOCOL, Guard, check_listening
+from headrace.serving.errors import Refused
+from headrace.serving.feed import EventStream, Feed, feed_websocket, start_of
+from headrace.serving.gauges import Gauges
+from headrace.serving.intake import read_body, read_rows
+from headrace.serving.schemas import add_schemas, schema_of
+from headrace.streams.address import Address
+from headrace.streams.errors import LogUnavailable, UnknownTopic
+from headrace.streams.publisher import Publisher, unreachable
+from headrace.streams.subscription import Start, Subscription
+from headrace.streams.topics import Processor, Topic, unknown_topic
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+MAX_POSTS = 32
+"""Requests that publish at a time. Each may hold a body of `intake.MAX_BODY`, so this bounds the memory."""
+MAX_SUBSCRIBERS = 64
+"""Streams at a time. Each has a connection to the log of its own."""
+RETRY_AFTER = {"Retry-After": "1"}
+CONNECT_AGAIN = 1.0
+"""Seconds between attempts to reach the log."""
+HEALTH_WAIT = 2.0
+"""Seconds for the log to answer a health check: shorter than the wait of whoever asks."""
+GRACE = 3
+"""Seconds for requests to end when the gateway stops. Streams are told at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a gateway serves, and where it listens. Beyond loopback it wants a token."""
+
+    app: str
+    broker: Address
+    topics: tuple[Topic, ...]
+    processors: tuple[Processor, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str | None = None
+    stall: float | None = None
+    """Seconds that a streaming client may take; None: `feed.STALL`."""
+
+
+class Gateway:
+    """What the routes share: the publisher, the bounds in use, the metrics."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topics = {t.name: t for t in settings.topics}
+        self.publisher = Publisher(settings.broker, client="headrace-gateway")
+        self.connected = False
+        self.closing = asyncio.Event()
+        self.gauges = Gauges()
+        self.posts = 0
+        self.subscribers = 0
+
+    async def connect(self) -> None:
+        """Reach the log, however long that takes; the gateway answers 503 meanwhile."""
+        while not self.connected:
+            try:
+                await self.publisher.start()
+                self.connected = True
+            except LogUnavailable:
+                await asyncio.sleep(CONNECT_AGAIN)
+
+    def topic(self, name: str) -> Topic:
+        """Raises Refused (404) with the near names."""
+        if name not in self.topics:
+            raise Refused(404, str(unknown_topic(name, self.topics)))
+        return self.topics[name]
+
+    def event_topic(self, name: str) -> Topic:
+        """Raises Refused (405) where the topic is one that the program writes."""
+        topic = self.topic(name)
+        if topic.event is None:
+            events = ", ".join(t.name for t in self.settings.topics if t.event) or "none"
+            raise Refused(
+                405,
+                f"topic {name} is written by the program, not by publishers: publish to an event topic ({events})",
+                headers={"Allow": "GET"},
+            )
+        return topic
+
+    async def publish(self, topic: Topic, request: Request) -> list[dict[str, int]]:
+        if self.posts >= MAX_POSTS:
+            raise Refused(503, f"{MAX_POSTS} requests are publishing already: try again", headers=RETRY_AFTER)
+        self.posts += 1
+        self.gauges.posts.set(self.posts)
+        begun = time.perf_counter()
+        try:
+            body = await read_body(request)
+            rows = await read_rows(body, request.headers.get("content-type", ""), topic)
+            if not self.connected:
+                raise unreachable(self.settings.broker)
+            receipts = await self.publisher.send(topic.name, rows)
+        except Refused as refusal:
+            if refusal.status == 422:
+                self.gauges.rejected.labels(topic.name).inc()
+            raise
+        finally:
+            self.posts -= 1
+            self.gauges.posts.set(self.posts)
+        self.gauges.published.labels(topic.name).inc(len(receipts))
+        self.gauges.publish_seconds.observe(time.perf_counter() - begun)
+        return [{"partition": r.partition, "offset": r.offset} for r in receipts]
+
+    async def subscribe(self, name: str, start: Start) -> Feed:
+        """A feed that has its place; `release` gives it back."""
+        topic = self.topic(name)
+        if self.subscribers >= MAX_SUBSCRIBERS:
+            raise Refused(503, f"{MAX_SUBSCRIBERS} streams are open already: try again", headers=RETRY_AFTER)
+        self.subscribers += 1
+        self.gauges.subscribers.set(self.subscribers)
+        subscription = Subscription(self.settings.broker, topic.name, start)
+        try:
+            await subscription.open()
+        except BaseException:
+            self.release()
+            raise
+        if self.settings.stall is None:
+            return Feed(subscription, self.closing)
+        return Feed(subscription, self.closing, self.settings.stall)
+
+    def release(self, feed: Feed | None = None) -> None:
+        self.subscribers -= 1
+        self.gauges.subscribers.set(self.subscribers)
+        if feed is not None and "too slow" in feed.ended:
+            self.gauges.slow.inc()
+
+
+def create(settings: Settings) -> FastAPI:
+    """The gateway as an ASGI application; the live page is mounted at its root by `page.mount`.
+
+    Raises ServingError where it would listen beyond loopback without a token.
+    """
+    check_listening(settings.host, settings.token)
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        connecting = asyncio.create_task(gateway.connect())
+        try:
+            yield
+        finally:
+            gateway.closing.set()
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await gateway.publisher.close()
+
+    # The pages of /docs and /redoc load their scripts from elsewhere; a gateway may have no way out.
+    app = FastAPI(
+        title=f"Headrace: {settings.app}",
+        summary="Publish events to topics; subscribe to prediction streams.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.gateway = gateway
+    app.add_middleware(Guard, token=settings.token)
+    _answer_errors(app)
+    _add_topics(app, gateway)
+    _add_watching(app, gateway)
+    add_schemas(app, settings.topics)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return JSONResponse({"reason": error.reason, **error.details}, error.status, error.headers)
+
+    @app.exception_handler(UnknownTopic)
+    async def unknown(_: Request, error: UnknownTopic) -> JSONResponse:
+        return JSONResponse({"reason": str(error)}, 404)
+
+    @app.exception_handler(LogUnavailable)
+    async def unavailable(_: Request, error: LogUnavailable) -> JSONResponse:
+        return JSONResponse({"reason": str(error)}, 503, RETRY_AFTER)
+
+
+def _add_topics(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/topics", summary="The topics, with the schemas of their events")
+    async def topics() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": t.name,
+                "kind": t.kind,
+                "partitions": t.partitions,
+                "key": t.event.contract.key if t.event else None,
+                "schema": schema_of(t.event) if t.event else None,
+            }
+            for t in gateway.settings.topics
+        ]
+
+    @app.post("/topics/{topic}", status_code=202, summary="Publish one event (JSON) or many (NDJSON)")
+    async def publish(topic: str, request: Request) -> dict[str, Any]:
+        """All or nothing: every event is checked first, and where one breaks its contract none is published.
+        The answer comes when the log has them safe, with a receipt for each in the order given."""
+        receipts = await gateway.publish(gateway.event_topic(topic), request)
+        return {"published": len(receipts), "receipts": receipts}
+
+    @app.get("/topics/{topic}", summary="A topic as server-sent events", response_class=EventStream)
+    async def subscribe(
+        topic: str,
+        since: str | None = Query(None, alias="from", description="earliest, latest (default), or a time"),
+        last_event_id: str | None = Header(None, description="the id of the last event seen; it goes before `from`"),
+    ) -> Response:
+        return EventStream(await gateway.subscribe(topic, start_of(since, last_event_id)), gateway.release)
+
+    @app.websocket("/topics/{topic}")
+    async def subscribe_websocket(
+        websocket: WebSocket,
+        topic: str,
+        since: str | None = Query(None, alias="from"),
+        last_event_id: str | None = None,
+    ) -> None:
+        feed = None
+        try:
+            feed = await gateway.subscribe(topic, start_of(since, last_event_id))
+        except Refused as error:
+            await websocket.send_denial_response(JSONResponse({"reason": error.reason}, error.status, error.headers))
+        except (UnknownTopic, LogUnavailable) as error:
+            status = 404 if isinstance(error, UnknownTopic) else 503
+            await websocket.send_denial_response(JSONResponse({"reason": str(error)}, status))
+        if feed is not None:
+            offered = websocket.scope.get("subprotocols", ())
+            try:
+                await feed_websocket(websocket, feed, SUBPROTOCOL if SUBPROTOCOL in offered else None)
+            finally:
+                gateway.release(feed)
+
+
+def _add_watching(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/health", summary="Whether the log answers")
+    async def health() -> JSONResponse:
+        broker = str(gateway.settings.broker)
+        try:
+            async with asyncio.timeout(HEALTH_WAIT):
+                if not gateway.connected:
+                    raise unreachable(gateway.settings.broker)
+                there = await gateway.publisher.topics()
+        except (LogUnavailable, TimeoutError) as error:
+            reason = str(error) or f"the log at {broker} did not answer within {HEALTH_WAIT:.0f} s"
+            return JSONResponse({"status": "unavailable", "broker": broker, "reason": reason}, 503)
+        missing = sorted(set(gateway.topics) - there)
+        if missing:
+            reason = f"the log lacks topics of the program: {', '.join(missing)}"
+            return JSONResponse({"status": "incomplete", "broker": broker, "reason": reason}, 503)
+        return JSONResponse({"status": "ok", "app": gateway.settings.app, "broker": broker, "topics": len(there)})
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(gateway.gauges.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class Server(uvicorn.Server):
+    """A server that tells its streams to end before it waits for them."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway().closing.set()
+        await super().shutdown(sockets)
+
+    def _gateway(self) -> Gateway:
+        app: Any = self.config.app
+        gateway: Gateway = app.state.gateway
+        return gateway
+
+
+def server(app: FastAPI, settings: Settings) -> Server:
+    """A server of the gateway, not started."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,  # query strings may hold the token
+            timeout_graceful_shutdown=GRACE,
+            ws_max_size=64 * 1024,  # clients have nothing to say
+            server_header=False,
+        )
+    )

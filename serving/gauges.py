@@ -1,0 +1,39 @@
+"""The gateway's metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from headrace.streams.traffic import Flow
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Gauges:
+    """Metrics of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.published = Counter("headrace_gateway_published", "Events published", ["topic"], registry=self.registry)
+        self.rejected = Counter(
+            "headrace_gateway_rejected", "Requests with an invalid event", ["topic"], registry=self.registry
+        )
+        self.publish_seconds = Histogram(
+            "headrace_gateway_publish_seconds", "From a request to its receipts", registry=self.registry
+        )
+        self.posts = Gauge("headrace_gateway_posts", "Requests that are publishing", registry=self.registry)
+        self.subscribers = Gauge("headrace_gateway_subscribers", "Open streams", registry=self.registry)
+        self.slow = Counter("headrace_gateway_slow", "Streams ended for a slow client", registry=self.registry)
+        self.topic_records = Gauge("headrace_topic_records", "Records held", ["topic"], registry=self.registry)
+        self.topic_rate = Gauge("headrace_topic_rate", "Records written a second", ["topic"], registry=self.registry)
+        self.processor_lag = Gauge(
+            "headrace_processor_lag", "Records not yet processed", ["processor"], registry=self.registry
+        )
+        self.processor_rate = Gauge(
+            "headrace_processor_rate", "Records processed a second", ["processor"], registry=self.registry
+        )
+
+    def show(self, flow: Flow) -> None:
+        for topic in flow.topics:
+            self.topic_records.labels(topic.name).set(topic.records)
+            self.topic_rate.labels(topic.name).set(topic.rate)
+        for processor in flow.processors:
+            self.processor_lag.labels(processor.name).set(processor.lag or 0)
+            self.processor_rate.labels(processor.name).set(processor.rate)
