@@ -25,7 +25,7 @@ from headrace.streams.durations import text
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, Field
 from headrace.streams.expressions import Col, Expression, Scope, Type, canonical, evaluate, parts
-from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed
+from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
 from headrace.streams.windows import AllTime, LastN, Sliding, Tumbling, Window
 
 
@@ -278,7 +278,7 @@ def _grid(over: Window) -> tuple[str, int, int, int]:
     if isinstance(over, Tumbling):
         return text(over.size), kernels.BY_TIME, over.size, 1
     if isinstance(over, LastN):
-        return str(over), kernels.BY_NUMBER, 1, over.n
+        return str(over), kernels.BY_COUNT, 1, over.n
     raise DeclarationError(f"{over} cannot be read as of each event")
 
 
@@ -297,6 +297,8 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
         if of.kind == "object":
             raise DeclarationError(f"{aggregate}: {aggregate.value} is neither text nor a number nor a time")
         return Type("int", keyless), one(kernels.DISTINCT, counted)
+    if kind == "approximate":
+        return Type("int", True), one(kernels.REGISTERS, kernels.CARDINALITY)
     if kind == "since_last":
         return Type("float", True), [Read(Accumulator(kernels.LATEST, text), 1, kernels.SINCE, True)]
     if kind == "decayed":
@@ -306,6 +308,11 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
     timed = kind in ("min", "max", "first", "last") and of.kind == "time"
     if not (of.number or timed):
         raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
+    if kind == "quantile":
+        ranked = isinstance(aggregate.over, LastN)
+        operation, how = (kernels.FMIN, kernels.RANKED) if ranked else (kernels.BINS, kernels.QUANTILE)
+        read = Read(Accumulator(operation, text, True), panes, how, option=aggregate.option)
+        return Type("float", True), [read]
     if kind == "variance":
         return Type("float", True), one(kernels.MOMENTS, kernels.VARIANCE, floating=True)
     if kind in ("sum", "mean"):
@@ -379,15 +386,18 @@ class FeatureSet:
         known: dict[str, Column],
     ) -> None:
         stream, condition, inputs = self._inputs[name]
-        at, slot, values = _NONE, _NONE, np.empty((len(table.columns), 0), np.int64)
-        if source is not None:
-            at, slot = source.at, slots[stream.name]
-            values = _values(table, source, inputs)
-            if condition is not None:
-                kept = canonical(evaluate(condition, source.fields, {}, len(source)), Type("bool", False))
-                at, slot, values = at[kept], slot[kept], np.ascontiguousarray(values[:, kept])
-        r_at, r_slot = (main.at, slots[self.declared.of.name]) if main is not None else (_NONE, _NONE)
-        found = table.advance(at, slot, batch.time[at], values, r_at, r_slot, batch.time[r_at])
+        rows, taken, slot = source, _NONE, _NONE
+        if rows is not None:
+            taken, slot = rows.at, slots[stream.name]
+        values = _values(table, rows, inputs)
+        if rows is not None and condition is not None:
+            kept = canonical(evaluate(condition, rows.fields, {}, len(rows)), Type("bool", False))
+            taken, slot, values = taken[kept], slot[kept], np.ascontiguousarray(values[:, kept])
+        at, entity = (main.at, slots[self.declared.of.name]) if main is not None else (_NONE, _NONE)
+        found = table.advance(
+            kernels.Events(taken, slot, batch.time[taken], _NONE, values, values.view(np.float64)),
+            kernels.Events(at, entity, batch.time[at], _NONE, _NO_VALUES, _NO_FLOATS),
+        )
         if main is not None:
             for text, (kind, owner, reads) in self._reads.items():
                 if owner is table:
@@ -442,6 +452,8 @@ class FeatureSet:
 
 
 _NONE = np.zeros(0, np.int64)
+_NO_VALUES = np.zeros((0, 0), np.int64)
+_NO_FLOATS = _NO_VALUES.view(np.float64)
 
 
 def operator(features: type[Features]) -> FeatureSet:
@@ -457,18 +469,23 @@ def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
     return [None if None in entity else entity for entity in zip(*found, strict=True)]
 
 
-def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression]) -> Ints:
+def _values(table: Table, rows: Rows | None, inputs: Mapping[str, Expression]) -> Ints:
     """The columns that a table folds, as the bits of their values: int64[column, row]."""
-    values = np.zeros((len(table.columns), len(rows)), np.int64)
+    count = 0 if rows is None else len(rows)
+    values = np.zeros((len(table.columns), count), np.int64)
+    if rows is None:
+        return values
     known: dict[str, Column] = {}
-    for i, (content, floating, numbered) in enumerate(table.columns):
+    for i, (content, floating, coded) in enumerate(table.columns):
         if content not in inputs:
             if floating:
                 values[i] = _ONE_BITS
             continue
-        column = evaluate(inputs[content], rows.fields, known, len(rows))
-        if numbered:
+        column = evaluate(inputs[content], rows.fields, known, count)
+        if coded == kernels.DISTINCT:
             values[i] = table.values[content].numbers(listed(column))
+        elif coded == kernels.REGISTERS:
+            values[i] = [register(value) for value in listed(column)]
         elif floating:
             values[i] = column.astype(np.float64).view(np.int64)
         else:
