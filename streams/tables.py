@@ -1,0 +1,464 @@
+"""Tables: the state of aggregations, one pane of one entity a row.
+
+A table belongs to one stream, one condition and one grid of panes; every aggregation over these shares it.
+Its rows in the changelog are small: key = table name, 0, entity, number of the pane; value = which
+accumulators, then their cells. An accumulator is known by what it computes, so that a program that adds one
+finds the others' state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from headrace.streams import kernels
+from headrace.streams.batch import Change, Column
+from headrace.streams.errors import StateError
+from numpy.typing import NDArray
+
+Key = str | int | tuple[str | int | None, ...] | None
+Ints = NDArray[np.int64]
+
+_NUMBER = struct.Struct(">q")
+_LENGTH = struct.Struct(">I")
+
+
+class Index:
+    """Numbers the values it meets: 0, 1, 2, ... A missing value is `kernels.UNKNOWN`."""
+
+    class _Numbers(dict[object, int]):
+        def __init__(self) -> None:
+            self.met: list[object] = []
+            self[None] = kernels.UNKNOWN
+
+        def __missing__(self, value: object) -> int:
+            number = self[value] = len(self.met)
+            self.met.append(value)
+            return number
+
+    def __init__(self) -> None:
+        self._numbers = self._Numbers()
+        self.met = self._numbers.met
+        self._encoded: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.met)
+
+    def numbers(self, values: Sequence[object]) -> Ints:
+        return np.fromiter(map(self._numbers.__getitem__, values), np.int64, len(values))
+
+    def clear(self) -> None:
+        self._numbers.clear()
+        self._numbers[None] = kernels.UNKNOWN
+        self.met.clear()
+        self._encoded.clear()
+
+    def number(self, value: object) -> int:
+        return self._numbers[value]
+
+    def encoded(self, number: int) -> bytes:
+        """The value as bytes that `decoded` reads."""
+        while len(self._encoded) < len(self.met):
+            value = self.met[len(self._encoded)]
+            plain = isinstance(value, str) and not value.startswith("\0")
+            self._encoded.append(str(value).encode() if plain else b"\0" + msgspec.json.encode(value))
+        return self._encoded[number]
+
+
+def decoded(value: bytes) -> object:
+    """What `Index.encoded` wrote: text as it is, anything else as JSON behind a zero byte."""
+    if value[:1] != b"\x00":
+        return value.decode()
+    found = msgspec.json.decode(value[1:])
+    return tuple(found) if isinstance(found, list) else found
+
+
+def register(value: object) -> int:
+    """The HyperLogLog register of a value and its rank, as register * 64 + rank; -1 where it is missing."""
+    if value is None:
+        return -1
+    text = value.encode() if isinstance(value, str) else b"\0" + msgspec.json.encode(value)
+    hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+    rest = 64 - kernels.REGISTER_BITS
+    rank = rest - (hash & ((1 << rest) - 1)).bit_length() + 1
+    return (hash >> rest) * 64 + rank
+
+
+def listed(column: Column) -> list[object]:
+    """A column as Python values, None where missing."""
+    values: list[object] = column.tolist()
+    if column.dtype == np.float64:
+        return [None if v != v else v for v in values]
+    return values
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """What a pane folds of one column: an operation of `kernels`, over the column `values`, by its text."""
+
+    operation: int
+    values: str
+    floating: bool = False
+    rate: float = 0.0
+
+    @property
+    def column(self) -> tuple[str, bool, int]:
+        """Its column of values: the text, whether as floats, and the operation where it folds codes of them."""
+        return self.values, self.floating, self.operation if self.operation in _CODED else 0
+
+    @property
+    def width(self) -> int:
+        return kernels.WIDTH[self.operation]
+
+    @property
+    def id(self) -> bytes:
+        """Four bytes: 24 bits of what it computes, and its width in cells."""
+        name = f"{kernels.NAMES[self.operation]} {self.values} {self.floating} {self.rate!r}"
+        return (zlib.crc32(name.encode()) & 0xFFFFFF00 | self.width).to_bytes(4, "big")
+
+    def init(self) -> list[int]:
+        nan = _bits(np.nan)
+        empty: dict[int, list[int]] = {
+            kernels.MOMENTS: [0, 0, 0],
+            kernels.IMIN: [kernels.INT_MAX],
+            kernels.IMAX: [kernels.INT_MIN],
+            kernels.FMIN: [nan],
+            kernels.FMAX: [nan],
+            kernels.FIRST: [kernels.INT_MAX, nan],
+            kernels.LAST: [kernels.INT_MIN, nan],
+            kernels.LATEST: [kernels.INT_MIN],
+            kernels.DECAYED: [0, kernels.INT_MIN],
+        }
+        return empty.get(self.operation, [0])
+
+
+@dataclass(frozen=True)
+class Read:
+    """A value of an accumulator over the last `panes` panes. before: without the event at hand."""
+
+    accumulator: Accumulator
+    panes: int
+    how: int
+    before: bool = False
+    option: float = 0.0
+
+    @property
+    def floating(self) -> bool:
+        """Whether the value is the bits of a float."""
+        carried = self.accumulator.operation in (kernels.FIRST, kernels.LAST) and self.accumulator.floating
+        return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
+
+
+_CODED = (kernels.DISTINCT, kernels.REGISTERS)
+_FLOATS = (kernels.FSUM, kernels.FMIN, kernels.FMAX)
+
+
+@dataclass
+class Table:
+    """The panes of all entities, and one pass over a batch that folds and reads them.
+
+    name:  begins every state row; it tells set, stream, condition and panes, not the order of declarations
+    mode:  how an event's pane is numbered (`kernels.BY_TIME`, ...)
+    width: microseconds of a pane
+    ring:  panes that an entity keeps, counted back from its newest
+    alone: a value covers one pane, never several
+    """
+
+    name: str
+    mode: int
+    width: int
+    ring: int
+    alone: bool = False
+    accumulators: list[Accumulator] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+
+    def seal(self, entities: Index) -> None:
+        """Fixes accumulators and reads, and makes the empty state."""
+        self.entities = entities
+        self.columns = list(dict.fromkeys(a.column for a in self.accumulators))
+        first, spec = 0, []
+        for a in self.accumulators:
+            spec.append((a.operation, self.columns.index(a.column), first, a.floating))
+            first += a.width
+        self.cells_wide = first
+        before = any(r.before for r in self.reads)
+        scratch = np.zeros(4 * max(len(self.reads), 1), np.int64)
+        reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
+        self._plan = kernels.Plan(
+            shape=np.array([self.mode, self.width, self.ring, before, self.alone], np.int64),
+            spec=np.array(spec, np.int64).reshape(-1, 4),
+            rates=np.array([a.rate for a in self.accumulators], np.float64),
+            init=np.array([c for a in self.accumulators for c in a.init()], np.int64),
+            reads=np.array(reads, np.int64).reshape(-1, 4),
+            options=np.array([r.option for r in self.reads], np.float64),
+            scratch=scratch,
+            fscratch=scratch.view(np.float64),
+            sketch=np.zeros(max(kernels.ALL_BINS, self.ring + 1), np.int64),
+        )
+        self._header = bytes([len(self.accumulators)]) + b"".join(a.id for a in self.accumulators)
+        self._prefix = self.name.encode() + b"\x00"
+        operations = [a.operation for a in self.accumulators]
+        self._distinct = [i for i, o in enumerate(operations) if o == kernels.DISTINCT]
+        self._keyed = [i for i, o in enumerate(operations) if o >= kernels.DISTINCT]
+        self._lists = [spec[i][2] for i, o in enumerate(operations) if o >= kernels.FIRST_SKETCH]
+        self._entry_prefix = {
+            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00"
+            for i in self._keyed
+        }
+        self.clear()
+
+    def clear(self) -> None:
+        self.values = {self.accumulators[i].values: Index() for i in self._distinct}
+        self._swept = 0
+        cells = np.zeros((64, self.cells_wide), np.int64)
+        owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
+        self._state = kernels.State(
+            head=np.full(64, -1, np.int64),
+            owner=owner,
+            pane=pane,
+            prev=prev,
+            flag=np.zeros(64, np.uint8),
+            cells=cells,
+            fcells=cells.view(np.float64),
+            free=free,
+            dirty=dirty,
+            entries=np.zeros((64, 6), np.int64),
+            buckets=np.zeros(128, np.int64),
+            touched=np.zeros(64, np.int64),
+            counters=np.zeros(6, np.int64),
+        )
+
+    @property
+    def _rows_used(self) -> int:
+        return int(self._state.counters[kernels.USED])
+
+    @property
+    def _entries_used(self) -> int:
+        return int(self._state.counters[kernels.ENTRIES])
+
+    def _reserve(self, events: int) -> None:
+        """Makes room, so that the kernel never has to."""
+        state = self._state
+        if len(self.entities) > len(state.head):
+            head = np.full(2 * len(self.entities), -1, np.int64)
+            head[: len(state.head)] = state.head
+            self._state = state = state._replace(head=head)
+        needed = self._rows_used + events
+        if needed > len(state.pane):
+            grown = {k: _grown(getattr(state, k), 2 * needed) for k in _BY_ROW}
+            self._state = state._replace(**grown, fcells=grown["cells"].view(np.float64))
+        if self._keyed:
+            self._reserve_entries(events * len(self._keyed))
+
+    def _reserve_entries(self, more: int) -> None:
+        state, needed = self._state, self._entries_used + more
+        touched = int(state.counters[kernels.ENTRIES_TOUCHED]) + more
+        if touched > len(state.touched):
+            state = state._replace(touched=_grown(state.touched, 2 * touched))
+        if needed > len(state.entries):
+            state = state._replace(entries=_grown(state.entries, 2 * needed))
+        self._state = state
+        if 2 * needed > len(state.buckets):
+            self._state = state._replace(buckets=np.zeros(1 << (4 * needed).bit_length(), np.int64))
+            kernels.reindex(self._plan, self._state)
+
+    def advance(self, events: kernels.Events, wanted: kernels.Events) -> Ints:
+        """Takes the events and reads the wanted rows: int64[read, wanted row], the bits of floats."""
+        self._reserve(len(events.at))
+        out = np.empty((len(self.reads), len(wanted.at)), np.int64)
+        kernels.advance(self._plan, self._state, events, wanted, out, out.view(np.float64))
+        return out
+
+    def absorb(self, slot: int, gone: int, into: int) -> None:
+        """Merges one pane of an entity into another, and deletes it."""
+        entries = self._state.entries[: self._entries_used]
+        held = int(np.count_nonzero((entries[:, 0] == slot) & (entries[:, 1] == gone)))
+        self._reserve(1)
+        self._reserve_entries(held)
+        kernels.absorb(slot, gone, into, self._plan, self._state)
+
+    def drop(self, slots: Ints, numbers: Ints) -> None:
+        """Deletes these panes."""
+        self._reserve(0)
+        kernels.drop(slots, numbers, self._state)
+
+    def panes(self) -> tuple[Ints, Ints, Ints]:
+        """Entity, number and cells of every pane."""
+        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._held())
+        return self._state.owner[rows], self._state.pane[rows], self._state.cells[rows]
+
+    def _held(self) -> NDArray[np.bool_]:
+        held = np.ones(self._rows_used, np.bool_)
+        held[self._state.free[: self._state.counters[kernels.FREE]]] = False
+        return held
+
+    def newest(self, slots: Ints) -> Ints:
+        """The number of each entity's newest pane, -1 where it has none."""
+        self._reserve(0)
+        head = self._state.head[slots]
+        return np.where(head < 0, -1, self._state.pane[head])
+
+    @property
+    def ignored(self) -> int:
+        """Events that came after their pane had left the ring."""
+        return int(self._state.counters[kernels.IGNORED])
+
+    def changes(self, into: list[Change]) -> None:
+        """Appends the rows touched since the last call."""
+        touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
+        if len(touched):
+            self._pane_changes(touched, into)
+        if self._keyed:
+            self._entry_changes(into)
+
+    def _pane_changes(self, touched: Ints, into: list[Change]) -> None:
+        state = self._state
+        dead = state.flag[touched] & kernels.DEAD != 0
+        panes, cells = state.pane[touched], state.cells[touched]
+        cells[:, self._lists] = 0
+        # Where panes are numbered by count, a later one takes the row of the one that left the ring.
+        numbers = panes % self.ring if self.mode == kernels.BY_COUNT else panes
+        rows = np.column_stack((panes, cells)).tobytes()
+        wide = 8 * (1 + self.cells_wide)
+        prefix, header, encoded = self._prefix, self._header, self.entities.encoded
+        positions = numbers.astype(">i8").tobytes()
+        slots = state.owner[touched].tolist()
+        for k, (slot, gone) in enumerate(zip(slots, dead.tolist(), strict=True)):
+            key = prefix + encoded(slot) + positions[8 * k : 8 * k + 8]
+            if not gone:
+                into.append((key, header + rows[wide * k : wide * k + wide]))
+            elif self.mode != kernels.BY_COUNT:
+                into.append((key, None))
+        state.flag[touched] = 0
+        gone_rows = touched[dead]
+        free = int(state.counters[kernels.FREE])
+        state.free[free : free + len(gone_rows)] = gone_rows
+        state.counters[kernels.FREE] += len(gone_rows)
+        state.counters[kernels.TOUCHED] = 0
+
+    def _entry_changes(self, into: list[Change]) -> None:
+        state = self._state
+        touched = np.unique(state.touched[: state.counters[kernels.ENTRIES_TOUCHED]])
+        state.counters[kernels.ENTRIES_TOUCHED] = 0
+        for entry in state.entries[touched].tolist():
+            into.append((self._entry_key(entry), _NUMBER.pack(entry[4])))
+        self._sweep(into)
+
+    def _entry_key(self, entry: list[int]) -> bytes:
+        slot, number, acc, value = entry[:4]
+        entity = self.entities.encoded(slot)
+        index = self.values.get(self.accumulators[acc].values) if acc in self._distinct else None
+        content = _NUMBER.pack(value) if index is None else index.encoded(value)
+        return b"".join(
+            (self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity)))
+        )
+
+    def _sweep(self, into: list[Change]) -> None:
+        """Drops the entries of panes that are no more, once they may be half of all."""
+        count = self._entries_used
+        if self.mode == kernels.ALL_TIME or count < 2 * self._swept + 1024:
+            return
+        state, entries = self._state, self._state.entries[:count]
+        if self.mode == kernels.GIVEN:
+            owners, numbers, _ = self.panes()
+            live = set(zip(owners.tolist(), numbers.tolist(), strict=True))
+            pairs = zip(entries[:, 0].tolist(), entries[:, 1].tolist(), strict=True)
+            gone = np.fromiter((pair not in live for pair in pairs), np.bool_, count)
+        else:
+            moving = np.isin(entries[:, 2], self._distinct)
+            last = np.where(moving, entries[:, 4], entries[:, 1])
+            gone = last <= state.pane[state.head[entries[:, 0]]] - self.ring
+        for entry in entries[gone].tolist():
+            into.append((self._entry_key(entry), None))
+        kept = entries[~gone]
+        state.entries[: len(kept)] = kept
+        state.counters[kernels.ENTRIES] = self._swept = len(kept)
+        state.buckets[:] = 0
+        kernels.reindex(self._plan, state)
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Takes rows of this table as `changes` gave them, into an empty table.
+
+        Raises StateError where a row is none of this table's.
+        """
+        panes: list[bytes] = []
+        slots: list[int] = []
+        entries: list[tuple[int, ...]] = []
+        by_prefix = {prefix: i for i, prefix in self._entry_prefix.items()}
+        wide = len(self._header) + 8 * (1 + self.cells_wide)
+        for key, value in rows:
+            cut = key.index(b"\x00") + 1
+            if key[:cut] == self._prefix:
+                slots.append(self.entities.number(decoded(key[cut:-8])))
+                plain = len(value) == wide and value.startswith(self._header)
+                panes.append(value[len(self._header) :] if plain else self._converted(value))
+            elif key[:cut] in by_prefix:
+                entries.append(self._read_entry(by_prefix[key[:cut]], key[cut:], value))
+        self._load_panes(slots, np.frombuffer(b"".join(panes), np.int64).reshape(-1, 1 + self.cells_wide))
+        self._reserve(0)
+        self._reserve_entries(len(entries))
+        self._state.entries[: len(entries)] = np.array(entries, np.int64).reshape(-1, 6)
+        self._state.counters[kernels.ENTRIES] = self._swept = len(entries)
+        self._state.buckets[:] = 0
+        kernels.reindex(self._plan, self._state)
+
+    def _converted(self, value: bytes) -> bytes:
+        """A row of other accumulators: what is known is kept, what is new begins empty."""
+        try:
+            ids = [value[1 + 4 * i : 5 + 4 * i] for i in range(value[0])]
+            at = 1 + 4 * len(ids)
+            pane, at, found = value[at : at + 8], at + 8, {}
+            for id in ids:
+                found[id] = value[at : at + 8 * id[3]]
+                at += 8 * id[3]
+            if at != len(value):
+                raise ValueError("its length does not fit its header")
+        except (IndexError, ValueError) as error:
+            raise StateError(
+                f"a row of table {self.name} cannot be read ({error}): rebuild the state from the log"
+            ) from error
+        return pane + b"".join(
+            found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators
+        )
+
+    def _load_panes(self, slots: list[int], rows: Ints) -> None:
+        self._reserve(len(slots))
+        state, count = self._state, len(slots)
+        order = np.lexsort((rows[:, 0], np.array(slots, np.int64)))
+        owner = np.array(slots, np.int64)[order]
+        state.owner[:count], state.pane[:count], state.cells[:count] = owner, rows[order, 0], rows[order, 1:]
+        begins = np.append(True, owner[1:] != owner[:-1])[:count]
+        ends = np.append(owner[1:] != owner[:-1], True)[:count]
+        state.prev[:count] = np.where(begins, -1, np.arange(count) - 1)
+        state.head[owner[ends]] = np.flatnonzero(ends)
+        state.counters[kernels.USED] = count
+
+    def _read_entry(self, acc: int, key: bytes, value: bytes) -> tuple[int, ...]:
+        (length,) = _LENGTH.unpack(key[-4:])
+        (number,) = _NUMBER.unpack(key[-12:-4])
+        slot = self.entities.number(decoded(key[:length]))
+        content = key[length:-12]
+        if acc in self._distinct:
+            item = self.values[self.accumulators[acc].values].number(decoded(content))
+        else:
+            (item,) = _NUMBER.unpack(content)
+        return slot, number, acc, item, *_NUMBER.unpack(value), 0
+
+
+_BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
+
+
+def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
+    grown = np.zeros((size, *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+def _bits(number: float) -> int:
+    return int(np.array([number]).view(np.int64)[0])
