@@ -143,11 +143,16 @@ async def read_quiet(consumer: Any, seconds: float = 0.3) -> list[Any]:
     return found
 
 
-def batch(*values: bytes, timestamp: int = 1_000, producer: tuple[int, int, int] = (-1, -1, -1)) -> bytes:
+def batch(
+    *values: bytes,
+    timestamp: int = 1_000,
+    producer: tuple[int, int, int] = (-1, -1, -1),
+    transactional: bool = False,
+) -> bytes:
     builder = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
-        is_transactional=0,
+        is_transactional=int(transactional),
         producer_id=producer[0],
         producer_epoch=producer[1],
         base_sequence=producer[2],
@@ -158,12 +163,12 @@ def batch(*values: bytes, timestamp: int = 1_000, producer: tuple[int, int, int]
     return bytes(builder.build())
 
 
-def produce_fields(topic: str, records: bytes, acks: int = -1) -> dict[str, Any]:
-    partition = {"index": 0, "records": records}
+def produce_fields(topic: str, records: bytes, *, partition: int = 0, acks: int = -1) -> dict[str, Any]:
+    data = {"index": partition, "records": records}
     return {
         "acks": acks,
         "timeout": datetime.timedelta(seconds=1),
-        "topic_data": [{"name": topic, "partition_data": [partition]}],
+        "topic_data": [{"name": topic, "partition_data": [data]}],
     }
 
 
