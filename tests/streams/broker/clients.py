@@ -5,6 +5,7 @@ import datetime
 import io
 import itertools
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from headrace.streams.broker.messages import _builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
-PRODUCE, FETCH = 0, 1
+PRODUCE, FETCH, LIST_OFFSETS, DELETE_GROUPS = 0, 1, 2, 42
 # Sessions of tenths of a second, so that tests of silence are short.
 QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10)
 
@@ -115,13 +116,42 @@ class Clients:
         dotted = {key.replace("_", "."): value for key, value in configs.items()}
         answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dotted)])
         assert answer.topic_errors[0][1] == 0, answer
+        await self._ready(name)
         return name
+
+    async def _ready(self, topic: str) -> None:
+        """Kafka says that a topic is there a moment before it is."""
+        wire = await self.wire()
+        wanted = [{"name": topic, "partitions": [{"partition_index": 0, "timestamp": -1}]}]
+        async with asyncio.timeout(10):
+            while True:
+                answer = await wire.ask(LIST_OFFSETS, 5, replica_id=-1, topics=wanted)
+                if answer.topics[0].partitions[0].error_code == 0:
+                    return
+                await asyncio.sleep(0.05)
+
+    async def clear(self) -> None:
+        """Delete all topics and groups of a broker that outlives the test."""
+        admin, wire = await self.admin(), await self.wire()
+        if topics := [name for name in await admin.list_topics() if not name.startswith("__")]:
+            await admin.delete_topics(topics)
+        async with asyncio.timeout(20):
+            while groups := [name for name, _ in await admin.list_consumer_groups()]:
+                await wire.ask(DELETE_GROUPS, 2, groups_names=tuple(groups))
+                await asyncio.sleep(0.1)
 
     async def wire(self) -> Wire:
         host, port = self.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         self._open.callback(writer.close)
         return Wire(reader, writer)
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], seconds: float = 5) -> None:
+    """Kafka ends a transaction a moment after it says so; the local broker needs no second look."""
+    async with asyncio.timeout(seconds):
+        while not await look():
+            await asyncio.sleep(0.05)
 
 
 async def read(consumer: Any, count: int, seconds: float = 5) -> list[Any]:

@@ -1,5 +1,10 @@
-"""Brokers and clients for each test."""
+"""Brokers and clients for each test.
 
+With HEADRACE_TEST_KAFKA=host:port in the environment, tests that need nothing but `clients` run against that
+Apache Kafka, whose topics and groups they delete: what they say about the local broker is true of Kafka.
+"""
+
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +28,16 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 @pytest.fixture
 async def clients(broker: Broker) -> AsyncIterator[Clients]:
+    kafka = os.environ.get("HEADRACE_TEST_KAFKA")
+    async with Clients(kafka or broker.address) as made:
+        if kafka:
+            await made.clear()
+        yield made
+
+
+@pytest.fixture
+async def local(broker: Broker) -> AsyncIterator[Clients]:
+    """Clients of the local broker, for what Kafka does otherwise."""
     async with Clients(broker.address) as made:
         yield made
 

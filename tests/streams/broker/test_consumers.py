@@ -102,8 +102,8 @@ async def test_groups_are_listed_described_and_deleted_when_empty(clients: Clien
     assert (described[2], len(described[5])) == ("Stable", 1)
     wire = await clients.wire()
     busy = await wire.ask(DELETE_GROUPS, 2, groups_names=("g", "unknown"))
-    codes = [result.error_code for result in busy.results]
-    assert codes == [ErrorCode.non_empty_group, ErrorCode.group_id_not_found]
+    codes = {result.group_id: result.error_code for result in busy.results}
+    assert codes == {"g": ErrorCode.non_empty_group, "unknown": ErrorCode.group_id_not_found}
     await consumer.stop()
     assert (await wire.ask(DELETE_GROUPS, 2, groups_names=("g",))).results[0].error_code is ErrorCode.none
     assert await admin.list_consumer_groups() == []

@@ -67,7 +67,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
 async def test_a_batch_that_comes_again_after_a_restart_is_recognised(tmp_path: Path) -> None:
     records = batch(b"v", producer=(0, 0, 0))
-    offsets = []
+    offsets: list[int] = []
     for _ in range(3):
         async with Broker(tmp_path, limits=QUICK) as broker, Clients(broker.address) as clients:
             wire = await clients.wire()
@@ -164,8 +164,8 @@ class Transactor:
             assert answer.responses[0].partition_responses[0].error_code is ErrorCode.none
         await wire.ask(ADD_OFFSETS, 3, **ids, group_id="g")
         offset = {"partition_index": 0, "committed_offset": number + 1, "committed_metadata": ""}
-        topics = [{"name": "plain", "partitions": (offset,)}]
-        await wire.ask(TXN_COMMIT, 3, **ids, group_id="g", member_id="", generation_id=-1, topics=topics)
+        places = [{"name": "plain", "partitions": (offset,)}]
+        await wire.ask(TXN_COMMIT, 3, **ids, group_id="g", member_id="", generation_id=-1, topics=places)
         ended = await wire.ask(END_TXN, 3, **ids, committed=True)
         assert ended.error_code is ErrorCode.none
 

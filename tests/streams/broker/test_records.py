@@ -91,9 +91,9 @@ async def test_a_fetch_waits_for_min_bytes_but_not_beyond_max_wait(clients: Clie
     assert 0.15 < time.perf_counter() - started < 1
 
 
-async def test_a_fetch_gives_whole_batches_within_its_bound_and_at_least_one(clients: Clients) -> None:
-    await clients.topic("t")
-    wire = await clients.wire()
+async def test_a_fetch_gives_whole_batches_within_its_bound_and_at_least_one(local: Clients) -> None:
+    await local.topic("t")
+    wire = await local.wire()
     size = len(batch(b"x" * 1000))
     for _ in range(4):
         await wire.ask(PRODUCE, 9, **produce_fields("t", batch(b"x" * 1000)))
@@ -112,9 +112,9 @@ async def test_a_fetch_outside_the_log_is_out_of_range(clients: Clients) -> None
     )
 
 
-async def test_fetch_sessions_are_declined(clients: Clients) -> None:
-    await clients.topic("t")
-    wire = await clients.wire()
+async def test_fetch_sessions_are_declined(local: Clients) -> None:
+    await local.topic("t")
+    wire = await local.wire()
     begun = await wire.ask(FETCH, 11, **fetch_fields("t", session_id=0, session_epoch=0))
     assert begun.session_id == 0
     continued = await wire.ask(FETCH, 11, **fetch_fields("t", session_id=7, session_epoch=1))

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from aiokafka.errors import KafkaError, ProducerFenced
 from headrace.streams.broker import Broker
 from kio.schema.errors import ErrorCode
 
-from tests.streams.broker.clients import QUICK, Clients, ManualClock, read_quiet
+from tests.streams.broker.clients import QUICK, Clients, ManualClock, eventually, read_quiet
 
 INIT_PRODUCER, ADD_PARTITIONS, END_TXN, OFFSET_FETCH = 22, 24, 26, 9
 LIST_TRANSACTIONS, DESCRIBE_TRANSACTIONS, DESCRIBE_PRODUCERS, FETCH = 66, 65, 61, 1
@@ -95,7 +96,11 @@ async def test_a_stable_look_at_offsets_waits_for_the_transaction(clients: Clien
     assert (await look(True)).error_code is ErrorCode.unstable_offset_commit
     assert (await look(False)).committed_offset == -1
     await producer.commit_transaction()
-    assert (await look(True)).committed_offset == 3
+
+    async def committed() -> bool:
+        return bool((await look(True)).committed_offset == 3)
+
+    await eventually(committed)
 
 
 async def test_a_newer_producer_fences_the_older_and_aborts_what_it_left(clients: Clients) -> None:
@@ -158,11 +163,11 @@ async def test_a_transaction_left_open_by_a_dead_broker_is_aborted_after_its_res
 
 
 async def test_a_producer_says_which_epoch_it_had_and_an_old_one_is_refused(clients: Clients) -> None:
-    wire = await clients.wire()
+    wire, name = await clients.wire(), str(uuid.uuid4())
     timeout = datetime.timedelta(seconds=10)
 
     async def begin(producer: int = -1, epoch: int = -1) -> Any:
-        fields = {"transactional_id": "x", "transaction_timeout": timeout}
+        fields = {"transactional_id": name, "transaction_timeout": timeout}
         return await wire.ask(INIT_PRODUCER, 4, **fields, producer_id=producer, producer_epoch=epoch)
 
     first = await begin()
@@ -176,17 +181,17 @@ async def test_a_producer_says_which_epoch_it_had_and_an_old_one_is_refused(clie
 
 async def test_an_end_is_answered_again_but_not_changed(clients: Clients) -> None:
     await clients.topic("t")
-    wire = await clients.wire()
+    wire, name = await clients.wire(), str(uuid.uuid4())
     begun = await wire.ask(
-        INIT_PRODUCER, 4, transactional_id="x", transaction_timeout=datetime.timedelta(seconds=9)
+        INIT_PRODUCER, 4, transactional_id=name, transaction_timeout=datetime.timedelta(seconds=9)
     )
     owner = {"producer_id": begun.producer_id, "producer_epoch": 0}
-    nothing = await wire.ask(END_TXN, 3, transactional_id="x", committed=True, **owner)
+    nothing = await wire.ask(END_TXN, 3, transactional_id=name, committed=True, **owner)
     assert nothing.error_code is ErrorCode.invalid_txn_state
     added = await wire.ask(
         ADD_PARTITIONS,
         3,
-        v3_and_below_transactional_id="x",
+        v3_and_below_transactional_id=name,
         v3_and_below_producer_id=begun.producer_id,
         v3_and_below_producer_epoch=0,
         v3_and_below_topics=[{"name": "t", "partitions": (0,)}],
@@ -194,9 +199,9 @@ async def test_an_end_is_answered_again_but_not_changed(clients: Clients) -> Non
     code = added.results_by_topic_v3_and_below[0].results_by_partition[0].partition_error_code
     assert code is ErrorCode.none
     for committed, expected in ((True, "none"), (True, "none"), (False, "invalid_txn_state")):
-        ended = await wire.ask(END_TXN, 3, transactional_id="x", committed=committed, **owner)
+        ended = await wire.ask(END_TXN, 3, transactional_id=name, committed=committed, **owner)
         assert ended.error_code.name == expected
-    stranger = await wire.ask(END_TXN, 3, transactional_id="x", committed=True, producer_id=999)
+    stranger = await wire.ask(END_TXN, 3, transactional_id=name, committed=True, producer_id=999)
     assert stranger.error_code is ErrorCode.invalid_producer_id_mapping
 
 
