@@ -2,8 +2,9 @@
 
     python benchmarks/broker.py [--records 1000000] [--size 100]
 
-Records go in whole batches (`create_batch`, `send_batch`), as the data plane sends them, and come back as records
-through `getmany` and as raw batches through a client that only fetches. The broker is a process of its own.
+Records go in whole batches (`create_batch`, `send_batch`), as the data plane sends them. They come back as
+records through `getmany`, and as raw batches through a client that only fetches. The broker is a process of
+its own.
 """
 
 import argparse

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import google_crc32c
-from aiokafka.record.default_records import (  # type: ignore[import-untyped]
-    DefaultRecordBatch,
-    DefaultRecordBatchBuilder,
-)
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kio.schema.errors import ErrorCode
 
 from .errors import Refusal
