@@ -18,7 +18,7 @@ from headrace.streams.batch import Operator
 from headrace.streams.codecs import MAX_EVENT_BYTES, codec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
-from headrace.streams.features import Features, FeatureSet, WindowSet, columns, declaration, references, sources
+from headrace.streams.features import Features, FeatureSet, columns, declaration, references, sources
 from headrace.streams.inputs import Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
@@ -170,7 +170,7 @@ def _event_stage(
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
         operators: list[Operator] = [Match(o) for o in outcomes]
-        operators += [FeatureSet(s) if declaration(s).window is None else WindowSet(s) for s in sets]
+        operators += [FeatureSet(s) for s in sets]
         follows = []
         for model in models:
             scorer = Scorer(model, model_columns(model))

@@ -20,7 +20,7 @@ import prometheus_client
 
 from headrace import plan, program
 from headrace.app import App
-from headrace.streams import features
+from headrace.streams import kernels
 from headrace.streams.errors import HeadraceError
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.parent import watch_parent
@@ -110,11 +110,11 @@ async def _report(tasks: Sequence[Runner]) -> None:
 
 def warm_up() -> None:
     """Compile the kernels before the first batch; the line says so where it takes time."""
-    if features.compiled():
+    if kernels.compiled():
         return
     print("compiling the kernels (once on this machine; about half a minute)", flush=True)
     began = time.monotonic()
-    features.warm()
+    kernels.warm()
     print(f"kernels compiled in {time.monotonic() - began:.1f} s", flush=True)
 
 

@@ -62,7 +62,7 @@ class Batch:
 
 @dataclass(slots=True, frozen=True)
 class Record:
-    """One record to be produced. partition None: by key. timestamp in ms, None: when it is sent."""
+    """One record to be produced. partition None: that of the task. timestamp in ms, None: when it is sent."""
 
     topic: str
     key: bytes | None

@@ -172,11 +172,11 @@ class _Writer:
         self._turn ^= 1
         await self._ask(self._producer.begin_transaction())
 
-    async def send(self, records: Sequence[Record]) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
         by_partition: dict[Partition, list[Record]] = defaultdict(list)
         for record in records:
-            assert record.partition is not None, "the task places every record"
-            by_partition[Partition(record.topic, record.partition)].append(record)
+            number = home if record.partition is None else record.partition
+            by_partition[Partition(record.topic, number)].append(record)
         sent = []
         for partition, rows in by_partition.items():
             sent += [(partition, count, f) for count, f in await self._send(partition, rows)]

@@ -63,8 +63,10 @@ class Writer(Protocol):
 
     async def begin(self) -> None: ...
 
-    async def send(self, records: Sequence[Record]) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
         """Hand records to the open transaction, in order per partition; they are stored when it returns.
+
+        home: the partition of records that name none: a task writes to its own.
 
         Returns the offset after the last record, per partition. Raises Fenced or LogUnavailable.
         """

@@ -153,7 +153,7 @@ class Runner:
         # 3. produce outputs and changelog
         await writer.begin()
         logged = self.task.logged(work.changes)
-        ends = await writer.send([*work.records, *logged])
+        ends = await writer.send([*work.records, *logged], self.task.number)
         self.crash(3)
         # 4. add the consumed offsets and commit
         await writer.commit(self.group, work.offsets)

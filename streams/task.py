@@ -16,7 +16,7 @@ log and no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 from headrace.streams.batch import Change, Operator, Outputs, Record
@@ -136,8 +136,7 @@ class Task:
             changes += [(prefix + key, value) for key, value in operator.changes()]
         mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
         changes.append((_MARK, msgspec.json.encode(mark)))
-        placed = [r if r.partition is not None else replace(r, partition=self.number) for r in records]
-        return Work(placed, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
+        return Work(records, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
 
     def logged(self, changes: Iterable[Change]) -> list[Record]:
         """Step 3: the changelog records of touched rows."""

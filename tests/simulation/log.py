@@ -156,14 +156,13 @@ class _Writer:
         assert self._owner not in self._log.open, "a transaction is open already"
         self._log.open[self._owner] = []
 
-    async def send(self, records: Sequence[Record]) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
         ends: dict[Partition, int] = {}
         for record in records:
             if self._log.world.random.random() < 0.1:
                 await self._log.fail()
             self._check()
-            assert record.partition is not None
-            partition = Partition(record.topic, record.partition)
+            partition = Partition(record.topic, home if record.partition is None else record.partition)
             entry = Entry(record, self._log.now_ms(), "open")
             self._log.entries(partition).append(entry)
             self._log.open[self._owner].append((partition, entry))
