@@ -1,0 +1,162 @@
+"""The meaning of aggregations, written apart from the engine: one event at a time, in plain Python, from the
+whole history every time. It shares no code with `streams/`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+SECOND = 1_000_000
+
+
+@dataclass
+class Fold:
+    """One aggregation. panes: how many a window has. width: microseconds of a pane, 0 where panes are events
+    (the last n), None for all time. ring: panes that an entity keeps."""
+
+    kind: str
+    of: str
+    value: str = ""
+    width: int | None = None
+    panes: int = 1
+    ring: int = 1
+    half_life: int = 0
+    where: Any = None
+    kept: dict[Any, list[tuple[int, int, dict[str, Any]]]] = field(default_factory=dict)
+
+    def take(self, key: Any, time: int, row: dict[str, Any]) -> None:
+        """Keeps (pane, time, row) in the order in which they came; what has left the ring is dropped."""
+        if key is None or (self.where is not None and not self.where(row)):
+            return
+        kept = self.kept.setdefault(key, [])
+        newest = max((pane for pane, _, _ in kept), default=None)
+        if self.width is None:
+            pane = 0
+        elif self.width == 0:
+            pane = 0 if newest is None else newest + 1
+        else:
+            pane = time // self.width
+        if newest is not None and pane <= newest - self.ring:
+            return
+        kept.append((pane, time, row))
+        head = max(pane for pane, _, _ in kept)
+        self.kept[key] = [event for event in kept if event[0] > head - self.ring]
+
+    def own_pane(self, key: Any, time: int) -> int:
+        if self.width:
+            return time // self.width
+        newest = max((pane for pane, _, _ in self.kept.get(key, [])), default=0)
+        return newest if self.width == 0 else 0
+
+    def as_of(self, key: Any, time: int) -> Any:
+        if key is None:
+            return None
+        own = self.own_pane(key, time)
+        held = self.kept.get(key, [])
+        if self.kind == "distinct":
+            return self._distinct(held, own)
+        covered = [event for event in held if own - self.panes < event[0] <= own]
+        numbers = [*sorted({pane for pane, _, _ in covered if pane < own}, reverse=True), own]
+        panes = [[(t, row.get(self.value)) for p, t, row in covered if p == number] for number in numbers]
+        return getattr(self, "_" + self.kind)(panes, time)
+
+    def _distinct(self, held: list[tuple[int, int, dict[str, Any]]], own: int) -> int:
+        last: dict[Any, int] = {}
+        for pane, _, row in held:
+            value = row[self.value]
+            if value is not None and pane > last.get(value, -1):
+                last[value] = pane
+        return sum(1 for pane in last.values() if pane > own - self.panes)
+
+    def _count(self, panes: Any, time: int) -> int:
+        return sum(len(pane) for pane in panes)
+
+    def _sum(self, panes: Any, time: int) -> Any:
+        if any(isinstance(v, int) for pane in panes for _, v in pane):
+            return sum(v for pane in panes for _, v in pane)
+        total = 0.0
+        for pane in panes:
+            inner = 0.0
+            for _, value in pane:
+                if value is not None:
+                    inner += value
+            total += inner
+        return total
+
+    def _mean(self, panes: Any, time: int) -> float | None:
+        count = sum(1 for pane in panes for _, v in pane if v is not None)
+        return self._sum(panes, time) / count if count else None
+
+    def _variance(self, panes: Any, time: int) -> float | None:
+        n, mean, m2 = 0.0, 0.0, 0.0
+        for pane in panes:
+            b, its_mean, its_m2 = 0.0, 0.0, 0.0
+            for _, value in pane:
+                if value is not None:
+                    b += 1.0
+                    delta = value - its_mean
+                    its_mean += delta / b
+                    its_m2 += delta * (value - its_mean)
+            if b:
+                delta = its_mean - mean
+                mean += delta * (b / (n + b))
+                m2 += its_m2 + delta * delta * (n * b / (n + b))
+                n += b
+        return m2 / (n - 1.0) if n >= 2 else None
+
+    def _present(self, panes: Any) -> list[Any]:
+        return [v for pane in panes for _, v in pane if v is not None]
+
+    def _min(self, panes: Any, time: int) -> Any:
+        return min(self._present(panes), default=None)
+
+    def _max(self, panes: Any, time: int) -> Any:
+        return max(self._present(panes), default=None)
+
+    def _timed(self, panes: Any) -> list[tuple[int, Any]]:
+        """Values with their times; events of one time in the order in which they came."""
+        ordered = [*panes[-2::-1], panes[-1]]
+        return sorted(((t, v) for pane in ordered for t, v in pane if v is not None), key=lambda p: p[0])
+
+    def _first(self, panes: Any, time: int) -> Any:
+        return next((v for _, v in self._timed(panes)), None)
+
+    def _last(self, panes: Any, time: int) -> Any:
+        return next((v for _, v in reversed(self._timed(panes))), None)
+
+    def _since_last(self, panes: Any, time: int) -> float | None:
+        latest = max((t for pane in panes for t, _ in pane), default=None)
+        return None if latest is None else (time - latest) / 1e6
+
+    def _decayed(self, panes: Any, time: int) -> float:
+        rate = math.log(2.0) / self.half_life
+        total, at = 0.0, None
+        for when, value in ((t, 1.0 if self.value == "" else v) for pane in panes for t, v in pane):
+            if value is None:
+                continue
+            if at is None:
+                total, at = value, when
+            elif when >= at:
+                total, at = total * math.exp(-rate * (when - at)) + value, when
+            else:
+                total += value * math.exp(-rate * (at - when))
+        return total * math.exp(-rate * max(time - at, 0)) if at is not None else 0.0
+
+
+def as_of_each(
+    events: list[tuple[str, Any, int, dict[str, Any]]], main: str, folds: dict[str, Fold]
+) -> list[dict[str, Any]]:
+    """The value of every fold as of every event of the stream `main`. An event: (stream, key, time, row)."""
+    found = []
+    for stream, key, time, row in events:
+        values = {}
+        if stream == main:
+            values = {n: f.as_of(key, time) for n, f in folds.items() if f.kind == "since_last"}
+        for fold in folds.values():
+            if fold.of == stream:
+                fold.take(key, time, row)
+        if stream == main:
+            values |= {n: f.as_of(key, time) for n, f in folds.items() if f.kind != "since_last"}
+            found.append(values)
+    return found
