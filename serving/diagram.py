@@ -11,7 +11,10 @@ from headrace.streams.traffic import Flow
 
 WIDTH, HEIGHT = 190, 46
 """Of a node."""
-GAP_X, GAP_Y = 64, 14
+GAP_X, GAP_Y = 64, 20
+CLOSE = 30
+"""The horizontal gap where there are more columns than ROOMY."""
+ROOMY = 5
 MARGIN = 6
 LONGEST = 26
 """Characters of a name that fit into a node."""
@@ -79,13 +82,14 @@ def draw(topics: Sequence[Topic], processors: Sequence[Processor], flow: Flow, c
     if not laid:
         return ""
     tallest = max(len(column) for column in laid)
-    width = 2 * MARGIN + len(laid) * WIDTH + (len(laid) - 1) * GAP_X
-    height = 2 * MARGIN + tallest * HEIGHT + (tallest - 1) * GAP_Y
+    gap = GAP_X if len(laid) <= ROOMY else CLOSE
+    width = 2 * MARGIN + len(laid) * WIDTH + (len(laid) - 1) * gap
+    height = 2 * MARGIN + tallest * (HEIGHT + GAP_Y)
     places = {}
     for i, column in enumerate(laid):
-        top = (height - len(column) * HEIGHT - (len(column) - 1) * GAP_Y) / 2
+        top = (height - len(column) * (HEIGHT + GAP_Y) + GAP_Y) / 2
         for j, node in enumerate(column):
-            places[node] = Place(MARGIN + i * (WIDTH + GAP_X), top + j * (HEIGHT + GAP_Y))
+            places[node] = Place(MARGIN + i * (WIDTH + gap), top + j * (HEIGHT + GAP_Y))
     rates = {f"t:{t.name}": t.rate for t in flow.topics} | {f"p:{p.name}": p.rate for p in flow.processors}
     parts = []
     for processor in processors:
@@ -121,26 +125,26 @@ def _shown(topic: Topic) -> bool:
 
 def _aside(topic: Topic, counts: Mapping[str, int]) -> str:
     found = [(kind, counts.get(f"{topic.name}.{kind}", 0)) for kind in ("late", "rejected")]
-    return "  ".join(f"{count(n)} {kind}" for kind, n in found if n)
+    return " · ".join(f"{count(n)} {kind}" for kind, n in found if n)
 
 
 def _node(kind: str, name: str, figure: str, aside: str, at: Place) -> str:
     short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     radius = 7 if kind == "topic" else HEIGHT / 2
     x = at.x + (12 if kind == "topic" else 20)
-    beside = f'<tspan class="aside" dx="6">{escape(aside)}</tspan>' if aside else ""
+    below = f'<text class="figure aside" x="{x}" y="{at.y + HEIGHT + 14}">{escape(aside)}</text>' if aside else ""
     return (
         f'<g class="{kind}"><title>{escape(name)}</title>'
         f'<rect x="{at.x}" y="{at.y}" width="{WIDTH}" height="{HEIGHT}" rx="{radius}"/>'
         f'<text class="name" x="{x}" y="{at.y + 19}">{escape(short)}</text>'
-        f'<text class="figure" x="{x}" y="{at.y + 36}">{escape(figure)}{beside}</text></g>'
+        f'<text class="figure" x="{x}" y="{at.y + 36}">{escape(figure)}</text>{below}</g>'
     )
 
 
 def _edge(start: Place, end: Place, rate_of_it: float) -> str:
     x1, y1 = start.x + WIDTH, start.y + HEIGHT / 2
     x2, y2 = end.x, end.y + HEIGHT / 2
-    bend = max(GAP_X / 2, abs(x2 - x1) / 2)
+    bend = max(CLOSE / 2, abs(x2 - x1) / 2)
     flows = " flows" if rate_of_it > 0 else ""
     return f'<path class="edge{flows}" d="M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"/>'
 

@@ -18,7 +18,7 @@ METRICS = {"log_loss": "log loss", "roc_auc": "ROC AUC", "average_precision": "a
 LOWER_IS_BETTER = frozenset({"log_loss"})
 POINTS = 300
 """Points of a line. A chart of a few hundred pixels shows no more."""
-ROWS = 14
+ROWS = 13
 """Rows of a table."""
 COLOURS = ("#3b82f6", "#94a3b8", "#f59e0b", "#14b8a6", "#a855f7", "#ef4444")
 """The model's, then its baselines'."""
@@ -34,12 +34,17 @@ STYLE = f"""
 }}
 body {{ background: var(--page) !important; color: var(--ink); }}
 .nicegui-content {{ padding: 0; gap: 0; }}
-.bar {{ background: var(--card); border-bottom: 1px solid var(--line); padding: 8px 20px; }}
+.bar {{ background: var(--card); border-bottom: 1px solid var(--line); padding: 8px 20px; width: 100%; }}
+.bar a {{ color: var(--dim); text-decoration: none; }} .bar a:hover {{ color: var(--accent); }}
+.state::before {{ content: "●"; font-size: 9px; margin-right: 5px; vertical-align: 1px; }}
+.line {{ display: flex; align-items: center; width: 100%; gap: 10px; flex-wrap: nowrap; }}
 .mark {{ font-weight: 700; font-size: 17px; letter-spacing: -0.01em; }}
 .board {{ width: 100%; max-width: 1800px; margin: 0 auto; padding: 14px 20px; gap: 12px; display: grid;
   grid-template-columns: repeat(12, minmax(0, 1fr)); }}
 .card {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   min-width: 0; overflow: hidden; }}
+.tall {{ height: 398px; display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
+.tall > .fills {{ flex: 1 1 0; min-height: 0; overflow: auto; width: 100%; }}
 .wide {{ grid-column: span 12; }} .five {{ grid-column: span 5; }} .four {{ grid-column: span 4; }}
 .three {{ grid-column: span 3; }} .two {{ grid-column: span 2; }}
 @media (max-width: 1000px) {{ .five, .four, .three {{ grid-column: span 12; }} .two {{ grid-column: span 4; }} }}
@@ -55,7 +60,6 @@ body {{ background: var(--page) !important; color: var(--ink); }}
 .list .num {{ text-align: right; }}
 .alarm {{ border-left: 3px solid var(--warn); padding: 3px 0 3px 10px; margin-top: 7px; font-size: 12.5px; }}
 .refusal {{ border-left: 3px solid var(--line); padding: 3px 0 3px 10px; margin-top: 7px; font-size: 12.5px; }}
-.scroll {{ max-height: 330px; overflow: auto; width: 100%; }}
 .q-btn-toggle {{ box-shadow: none !important; border: 1px solid var(--line); border-radius: 7px; }}
 {diagram.STYLE}
 """
@@ -92,6 +96,7 @@ class Page:
 
     def build(self) -> None:
         ui.add_css(STYLE)
+        ui.colors(primary="#2563eb")
         self._dark = ui.dark_mode(value=None)
         self._build_bar()
         with ui.element("main").classes("board"):
@@ -100,36 +105,34 @@ class Page:
                     ui.label(name).classes("title")
                     self._numbers[name] = ui.label("-").classes("number").mark(f"number-{name}")
             with ui.element("section").classes("card wide"):
-                self._diagram = ui.html("", sanitize=False).classes("w-full")
+                self._diagram = ui.html("", sanitize=False)
             self._build_quality()
-            with ui.element("section").classes("card five"):
+            with ui.element("section").classes("card tall five"):
                 ui.label("predictions as they come").classes("title")
-                self._predictions = ui.html("", sanitize=False)
-            with ui.element("section").classes("card three"):
+                self._predictions = ui.html("", sanitize=False).classes("fills")
+            with ui.element("section").classes("card tall three"):
                 ui.label("drift alarms").classes("title")
-                self._alarms = ui.html("", sanitize=False)
-                ui.label("late and rejected").classes("title q-mt-md")
-                self._refusals = ui.html("", sanitize=False)
+                self._alarms = ui.html("", sanitize=False).classes("fills")
+                ui.label("late and rejected").classes("title").style("margin-top: 10px")
+                self._refusals = ui.html("", sanitize=False).classes("fills")
         self.update()
         ui.timer(1.0, self.update)
 
     def _build_bar(self) -> None:
-        with ui.row(align_items="center").classes("bar w-full").style("gap: 12px; flex-wrap: nowrap"):
-            ui.html(FAVICON, sanitize=False).style("width: 24px; height: 24px")
+        with ui.element("header").classes("bar line"):
+            ui.html(FAVICON, sanitize=False).style("width: 24px; height: 24px; line-height: 0")
             ui.label(self._settings.app).classes("mark")
             self._state = ui.label("").classes("note")
             ui.space()
             ui.label(str(self._settings.broker)).classes("note")
-            with ui.link(target="/topics").classes("note"):
-                ui.label("topics")
-            with ui.link(target="/metrics").classes("note"):
-                ui.label("metrics")
+            for name in ("topics", "metrics", "health", "openapi.json"):
+                ui.link(name, f"/{name}").classes("note")
             self._switch = ui.button(icon="contrast", on_click=self._switch_theme)
             self._switch.props('flat round dense aria-label="light or dark"').classes("dim")
 
     def _build_quality(self) -> None:
-        with ui.element("section").classes("card four"):
-            with ui.row(align_items="center").classes("w-full").style("gap: 10px"):
+        with ui.element("section").classes("card tall four"):
+            with ui.element("div").classes("line"):
                 ui.label("quality").classes("title")
                 ui.space()
                 self._models = ui.select([], on_change=self._choose_model).props("dense borderless options-dense")
@@ -137,7 +140,7 @@ class Page:
                 toggle = ui.toggle(METRICS, value=self._metric, on_change=self._choose_metric)
                 toggle.props("dense no-caps unelevated size=sm padding='2px 8px'")
             self._latest = ui.html("", sanitize=False)
-            self._chart = ui.echart(_chart([], self._metric), renderer="svg").style("height: 270px; width: 100%")
+            self._chart = ui.echart(_chart([], self._metric), renderer="svg").classes("fills")
 
     def _switch_theme(self) -> None:
         self._dark.value = not self._dark.value
@@ -155,12 +158,12 @@ class Page:
     def update(self) -> None:
         sight = self._board.sight
         self._state.set_text(sight.trouble or "live")
-        self._state.classes(replace="note warn" if sight.trouble else "note good")
+        self._state.classes(replace="note state warn" if sight.trouble else "note state good")
         for name, text in self._figures().items():
             self._numbers[name].set_text(text)
         self._diagram.set_content(diagram.draw(self._board.topics, self._board.processors, sight.flow, sight.counts))
         self._predictions.set_content(predictions_table(list(sight.predictions)[-ROWS:][::-1]))
-        self._alarms.set_content(alarms_list(list(sight.alarms)[-6:][::-1]))
+        self._alarms.set_content(alarms_list(list(sight.alarms)[-ROWS:][::-1]))
         self._refusals.set_content(_refusals(self._board))
         self._update_quality()
 
@@ -283,7 +286,7 @@ def predictions_table(records: Iterable[Record]) -> str:
     head = (
         '<th>event time</th><th>key</th><th class="num">score</th><th>version</th><th>route</th><th class="num">ms</th>'
     )
-    return f'<div class="scroll"><table class="list"><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return f'<table class="list"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
 def alarms_list(records: Iterable[Record]) -> str:
@@ -304,7 +307,7 @@ def _refusals(board: Board) -> str:
     parts = [
         f'<div class="refusal"><b>{escape(r.topic)}</b> {escape(r.kind)} '
         f'<span class="dim">{escape(r.at)}</span><br><span class="dim">{escape(r.reason)}</span></div>'
-        for r in list(board.sight.refusals)[-4:][::-1]
+        for r in list(board.sight.refusals)[-ROWS:][::-1]
     ]
     return "".join(parts) or '<div class="note">none</div>'
 
