@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -171,7 +169,7 @@ def worker(
     from headrace.worker import run as run_worker
 
     address = parse_address(broker)
-    run_worker(program, address, data or home() / load(program).name)
+    run_worker(program, address.bootstrap, data or home() / load(program).name)
 
 
 def _join() -> None:
@@ -188,29 +186,12 @@ def main() -> None:
     """Exit codes: 0; 1 with a sentence on standard error; 2 for wrong usage; 130 after Ctrl-C."""
     # What the Kafka client has to say about connections that come and go, the errors say better.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    sys.exit(_run())
-
-
-def _run() -> int:
     _join()
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        app()
     except HeadraceError as error:
         say.print(f"headrace: {error}", markup=False)
-        return 1
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader has gone (| head): that is how it says that it has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        sys.exit(1)
 
 
 if __name__ == "__main__":

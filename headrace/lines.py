@@ -17,11 +17,11 @@ from headrace.client import CHUNK, Connection
 from headrace.errors import FrontError
 from headrace.program import load
 from headrace.running import current
+from headrace.streams.codecs import MAX_EVENT_BYTES
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.event import Event
 from headrace.streams.publisher import Row, encode
-from headrace.streams.subscription import Message, parse_start
-from headrace.streams.validation import MAX_VALUE
+from headrace.streams.subscription import Message, headers_of, parse_start
 
 MOST_TOLD = 20
 """Bad lines told one by one. A file of another format would fill the terminal."""
@@ -47,12 +47,12 @@ def publish_lines(
 
         def rows() -> Iterator[Row]:
             nonlocal bad, published
-            for number, line in enumerate(iter(lambda: lines.readline(MAX_VALUE + 2), b""), 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_EVENT_BYTES + 2), b""), 1):
                 progress.advance(task, len(line))
                 if not line.strip():
                     continue
                 try:
-                    yield encode(line.rstrip(b"\r\n"), event, key_field)
+                    yield encode(_text(line), event, key_field)
                 except InvalidEvent as error:
                     bad += 1
                     sentence = f"{file}, line {number}: {error.reason}" + (
@@ -62,8 +62,8 @@ def publish_lines(
                         raise FrontError(sentence) from None
                     if bad <= MOST_TOLD:
                         say.print(sentence, markup=False)
-                    while not line.endswith(b"\n") and len(line) > MAX_VALUE:
-                        line = lines.readline(MAX_VALUE)  # the rest of an endless line
+                    while not line.endswith(b"\n") and len(line) > MAX_EVENT_BYTES:
+                        line = lines.readline(MAX_EVENT_BYTES)  # the rest of an endless line
                         progress.advance(task, len(line))
                     continue
                 published += 1
@@ -76,6 +76,14 @@ def publish_lines(
         say.print(f"and {bad - MOST_TOLD} more bad lines")
     say.print(f"published {published:,} events to {topic}" + (f"; {bad:,} bad lines were left out" if bad else ""))
     return bad == 0
+
+
+def _text(line: bytes) -> str:
+    """Raises InvalidEvent where the line is not UTF-8."""
+    try:
+        return line.rstrip(b"\r\n").decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(f"the line is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _contract(
@@ -143,6 +151,7 @@ def to_line(message: Message) -> bytes:
                 "offset": message.offset,
                 "key": message.key,
                 "timestamp": message.timestamp,
+                **({"headers": headers_of(message)} if message.headers else {}),
                 "value": value.decode(errors="replace") if isinstance(value, bytes) else value,
             }
         )

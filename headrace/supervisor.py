@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -36,7 +37,7 @@ Probe = Callable[[], Awaitable[bool]]
 class Child:
     """A process to be run: `argv` after the interpreter, and how it tells that it is ready.
 
-    ready: asked until it answers true; without it, the child prints a line that begins with "ready"
+    ready: asked until it answers true; without it, the child prints a line with the word "ready" first or second
     """
 
     name: str
@@ -254,5 +255,5 @@ class _Process:
         text = line[-LINE_BYTES:].decode(errors="replace").rstrip()
         if text:
             self._last.append(text)
-        if text.startswith("ready"):
+        if "ready" in re.findall(r"\w+", text)[:2]:
             self._ready.set()

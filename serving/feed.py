@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from headrace.serving.errors import Refused
 from headrace.streams.errors import StreamsError
-from headrace.streams.subscription import Message, Start, Subscription, parse_start
+from headrace.streams.subscription import Message, Start, Subscription, headers_of, parse_start
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -40,6 +40,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     offset: int
     key: str | None
     timestamp: str
+    headers: dict[str, str] = {}
     value: msgspec.Raw = msgspec.Raw(b"null")  # immutable
     bytes: str | None = None
 
@@ -50,6 +51,7 @@ def envelope(message: Message, positions: dict[int, int]) -> tuple[str, bytes]:
     out = Envelope(
         at, message.topic, message.partition, message.offset, message.key, message.timestamp.isoformat()[:-6] + "Z"
     )
+    out.headers = headers_of(message)
     if message.data is not None:
         try:
             msgspec.json.decode(message.data)

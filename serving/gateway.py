@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Header, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from headrace.serving.access import SUBPROTOCOL, Guard, check_listening
+from headrace.serving.board import Board
 from headrace.serving.errors import Refused
 from headrace.serving.feed import EventStream, Feed, feed_websocket, start_of
 from headrace.serving.gauges import Gauges
@@ -64,6 +65,7 @@ class Gateway:
         self.connected = False
         self.closing = asyncio.Event()
         self.gauges = Gauges()
+        self.board = Board(settings.broker, settings.topics, settings.processors)
         self.posts = 0
         self.subscribers = 0
 
@@ -152,12 +154,14 @@ def create(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         connecting = asyncio.create_task(gateway.connect())
+        gateway.board.start(gateway.gauges.show)
         try:
             yield
         finally:
             gateway.closing.set()
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
+            await gateway.board.stop()
             await gateway.publisher.close()
 
     # The pages of /docs and /redoc load their scripts from elsewhere; a gateway may have no way out.

@@ -46,7 +46,7 @@ async def read_rows(body: bytes, content_type: str, topic: Topic) -> list[Row]:
     kind = content_type.partition(";")[0].strip().lower()
     if kind in JSON:
         try:
-            return [encode(body, topic.event)]
+            return [encode(_text(body), topic.event)]
         except InvalidEvent as error:
             raise Refused(422, error.reason, field=error.field, published=0) from None
     if kind not in NDJSON:
@@ -63,7 +63,7 @@ async def _check(lines: list[tuple[int, bytes]], topic: Topic) -> list[Row]:
     rows, errors = [], []
     for n, (number, line) in enumerate(lines, 1):
         try:
-            rows.append(encode(line.rstrip(b"\r"), topic.event))
+            rows.append(encode(_text(line), topic.event))
         except InvalidEvent as error:
             errors.append({"line": number, "field": error.field, "reason": error.reason})
             if len(errors) == MAX_ERRORS:
@@ -74,6 +74,13 @@ async def _check(lines: list[tuple[int, bytes]], topic: Topic) -> list[Row]:
         first = errors[0]
         raise Refused(422, str(first["reason"]), field=first["field"], line=first["line"], errors=errors, published=0)
     return rows
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.strip(b" \t\r\n").decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(f"the value is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _too_large(size: str) -> Refused:

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -16,14 +17,14 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.partitioner import murmur2
 from headrace.streams.address import Address
+from headrace.streams.codecs import MAX_EVENT_BYTES, Codec, codec, key_of
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.topics import unknown_topic
-from headrace.streams.validation import MAX_VALUE, decode_one
 
 BATCH_BYTES = 256 * 1024
 """Of one record batch. Smaller, and a replay spends its time on requests; larger, and others wait behind it."""
-REQUEST_BYTES = MAX_VALUE + 64 * 1024
+REQUEST_BYTES = MAX_EVENT_BYTES + 64 * 1024
 """Of one record in a request: the largest value with its key and headers."""
 TIMEOUT = 20.0
 """Seconds for the log to acknowledge. A broker that restarts is back well within it."""
@@ -49,7 +50,8 @@ class Receipt:
 
 
 Publishable = Event | Mapping[str, Any] | bytes | str
-"""An event as publishers take it. A mapping's values are whatever JSON can hold, hence Any."""
+"""An event as publishers take it: an `hr.Event`, a mapping (its values are whatever JSON can hold, hence Any), JSON
+text, or bytes that are encoded already as the topic's codec says."""
 
 
 def encode(item: Publishable, event: type[Event] | None = None, key: str | None = None) -> Row:
@@ -63,37 +65,58 @@ def encode(item: Publishable, event: type[Event] | None = None, key: str | None 
             raise InvalidEvent(
                 f"{type(item).__name__} belongs to topic {item.contract.topic}, not to {event.contract.topic}"
             )
-    value = _value(item)
     if event is not None:
-        return Row(_key(getattr(decode_one(event, value), event.contract.key)), value)
-    if len(value) > MAX_VALUE:
-        raise InvalidEvent(f"the value has {len(value)} bytes; at most {MAX_VALUE} are taken")
+        value = _written(item, event)
+        return Row(key_of(codec_of(event).decode_one(value)), value)
+    value = item if isinstance(item, bytes) else _json(item)
+    if len(value) > MAX_EVENT_BYTES:
+        raise InvalidEvent(f"the value has {len(value):,} bytes; at most {MAX_EVENT_BYTES:,} are taken")
     if key is None:
         return Row(None, value)
     try:
         found = msgspec.json.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidEvent(f"the value is not JSON: {error}") from None
     if not isinstance(found, dict) or found.get(key) is None:
         raise InvalidEvent(f"the value lacks the key field {key}", key)
-    return Row(_key(found[key]), value)
+    return Row(str(found[key]).encode(), value)
 
 
-def _value(item: Publishable) -> bytes:
+@cache
+def codec_of(event: type[Event]) -> Codec:
+    """The codec of an event class, made once."""
+    return codec(event)
+
+
+def _written(item: Publishable, event: type[Event]) -> bytes:
+    """The item as its topic carries it."""
     if isinstance(item, bytes):
         return item
-    if isinstance(item, str):
-        return item.encode()
-    if not isinstance(item, Event | Mapping):
-        raise InvalidEvent(f"{type(item).__name__} is no event: publish an hr.Event, a dict, bytes or JSON text")
+    if isinstance(item, Event):
+        try:
+            return codec_of(event).encode(item)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidEvent(f"the event cannot be encoded: {error}") from None
+    value = _json(item)
+    if event.contract.codec == "json":
+        return value
     try:
-        return msgspec.json.encode(item)
+        return codec_of(event).encode(msgspec.json.decode(value, type=event))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidEvent(str(error)) from None
+
+
+def _json(item: Publishable) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    try:
+        if isinstance(item, str):
+            return item.encode()
+        if isinstance(item, Event | Mapping):
+            return msgspec.json.encode(item)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidEvent(f"the event cannot be written as JSON: {error}") from None
-
-
-def _key(value: object) -> bytes:
-    return str(value).encode()
+    raise InvalidEvent(f"{type(item).__name__} is no event: publish an hr.Event, a dict, JSON text or bytes")
 
 
 class Publisher:
@@ -193,7 +216,7 @@ class Publisher:
                     sent.append((partition, held, await producer.send_batch(batch, topic, partition=partition)))
                     batch, held = producer.create_batch(), []
                     if batch.append(key=row.key, value=row.value, timestamp=now) is None:
-                        raise InvalidEvent(f"the value has {len(row.value)} bytes; at most {MAX_VALUE} are taken")
+                        raise InvalidEvent(f"the value has {len(row.value)} bytes; at most {MAX_EVENT_BYTES} are taken")
                 held.append(i)
             sent.append((partition, held, await producer.send_batch(batch, topic, partition=partition)))
 

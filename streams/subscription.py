@@ -15,9 +15,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from headrace.streams.address import Address
 from headrace.streams.errors import LogUnavailable, StreamsError
 from headrace.streams.event import Event
-from headrace.streams.publisher import unreachable
+from headrace.streams.publisher import codec_of, unreachable
 from headrace.streams.topics import unknown_topic
-from headrace.streams.validation import decode_one
 
 E = TypeVar("E", bound=Event)
 
@@ -52,7 +51,9 @@ class Message:
 
     def decode(self, event: type[E]) -> E:
         """The value as an event. Raises InvalidEvent where it breaks the contract."""
-        return decode_one(event, self.data or b"")
+        found = codec_of(event).decode_one(self.data or b"")
+        assert isinstance(found, event)
+        return found
 
 
 def parse_start(text: str) -> Literal["earliest", "latest"] | datetime:
@@ -208,3 +209,8 @@ def to_message(record: Any) -> Message:  # aiokafka has no types
         data=record.value,
         headers=dict(record.headers),
     )
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    """The headers as text, with U+FFFD for what is not UTF-8."""
+    return {name: (value or b"").decode(errors="replace") for name, value in message.headers.items()}

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from headrace.streams.parent import watch_parent
+
 from .errors import BrokerError
 from .server import Broker
 
@@ -22,6 +24,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fsync", action="store_true", help="survive power cuts too, at a price per request")
     parser.add_argument("--auto-create", action="store_true", help="create topics that clients ask for")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this loopback port")
+    parser.add_argument("--parent-fd", type=int, help="end when the other end of this pipe closes")
     return parser.parse_args(arguments)
 
 
@@ -57,6 +60,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parsed = _arguments(arguments)
+    watch_parent(parsed.parent_fd)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(parsed))
