@@ -6,7 +6,6 @@ import time
 from datetime import datetime
 
 import numpy as np
-
 from headrace.streams import aggregations as agg
 from headrace.streams import kernels
 from headrace.streams.aggregations import Stream, stream

@@ -25,6 +25,7 @@ from headrace.streams.aggregations import (
 from headrace.streams.errors import HeadraceError
 from headrace.streams.event import Event
 from headrace.streams.expressions import (
+    Expression,
     clip,
     col,
     day_of_month,

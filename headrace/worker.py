@@ -1,6 +1,6 @@
 """A worker: the tasks of an application in one process, on one event loop.
 
-    python -m headrace.worker PROGRAM --broker HOST:PORT --data DIR
+python -m headrace.worker PROGRAM --broker HOST:PORT --data DIR
 """
 
 from __future__ import annotations

@@ -72,13 +72,9 @@ class Aggregate(Expression):
     ) -> None:
         for part in (value, where):
             if part is not None and not isinstance(part, Expression):
-                raise DeclarationError(
-                    f"{kind}({part!r}): aggregate an expression of fields, such as col.price"
-                )
+                raise DeclarationError(f"{kind}({part!r}): aggregate an expression of fields, such as col.price")
             if part is not None and any(True for _ in aggregates(part)):
-                raise DeclarationError(
-                    f"{kind}({part}) folds a fold: aggregate fields, not other aggregations"
-                )
+                raise DeclarationError(f"{kind}({part}) folds a fold: aggregate fields, not other aggregations")
         self.kind = kind
         self.value = value
         self.over = over
@@ -96,9 +92,7 @@ class Aggregate(Expression):
     def type_in(self, scope: Scope) -> Type:
         declared = scope.fields.get(self.text)
         if declared is None:
-            raise DeclarationError(
-                f"{self} has no place here: features aggregate, fields and conditions do not"
-            )
+            raise DeclarationError(f"{self} has no place here: features aggregate, fields and conditions do not")
         return Type(declared.kind, declared.optional)
 
     def compute(self, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:

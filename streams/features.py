@@ -92,9 +92,7 @@ class _FeaturesMeta(type):
         if not bases:
             return cls
         if of is None:
-            raise DeclarationError(
-                f"feature set {name} lacks its stream: write class {name}(hr.Features, of=<Event>)"
-            )
+            raise DeclarationError(f"feature set {name} lacks its stream: write class {name}(hr.Features, of=<Event>)")
         features = {k: v for k, v in namespace.items() if k not in plain}
         for feature, value in features.items():
             if not isinstance(value, Expression):
@@ -213,9 +211,7 @@ class _Plan:
     def _key_type(self, expression: Expression, scope: Scope) -> Type:
         found = expression.type_in(scope)
         if found.kind not in ("str", "int", "bool", "time"):
-            raise DeclarationError(
-                f"{self.name}: by={expression} is {found.kind}; an entity is text or an int"
-            )
+            raise DeclarationError(f"{self.name}: by={expression} is {found.kind}; an entity is text or an int")
         return found
 
     def _plan(self, aggregate: Aggregate) -> Type:
@@ -227,9 +223,7 @@ class _Plan:
         for expression in declared.by.values():
             theirs = self._key_type(expression, scope)
             if theirs.kind != self._key_type(expression, self.scope).kind:
-                raise DeclarationError(
-                    f"{expression} is {theirs.kind} in {source.name}, not as in {declared.of.name}"
-                )
+                raise DeclarationError(f"{expression} is {theirs.kind} in {source.name}, not as in {declared.of.name}")
         if aggregate.where is not None and aggregate.where.type_in(scope).kind != "bool":
             raise DeclarationError(f"where={aggregate.where} is not a condition")
         value = aggregate.value

@@ -230,7 +230,8 @@ class Merge:
                 keep[spot[j]] = False
                 refused.append(_late(source, chunk.fetched, int(rows[j])))
             parts.append((spot[on_time], chunk, first + np.flatnonzero(on_time), rows[on_time]))
-        streams[source.topic] = _rows(self.inputs[n].partition, parts)
+        if any(len(part[0]) for part in parts):
+            streams[source.topic] = _rows(self.inputs[n].partition, parts)
 
 
 def _rows(

@@ -361,12 +361,7 @@ def _entry(slot: Any, number: Any, acc: Any, value: Any, state: Any) -> Any:
     at = _hash(slot, number, acc, value) & mask
     while buckets[at] != 0:
         e = buckets[at] - 1
-        if (
-            entries[e, 0] == slot
-            and entries[e, 3] == value
-            and entries[e, 1] == number
-            and entries[e, 2] == acc
-        ):
+        if entries[e, 0] == slot and entries[e, 3] == value and entries[e, 1] == number and entries[e, 2] == acc:
             return e
         at = (at + 1) & mask
     e = state.counters[ENTRIES]
@@ -480,9 +475,7 @@ def _add(a: Any, b: Any) -> Any:
 
 
 @part
-def _fold(
-    op: Any, c: Any, row: Any, cells: Any, fcells: Any, time: Any, value: Any, fvalue: Any, rate: Any
-) -> None:
+def _fold(op: Any, c: Any, row: Any, cells: Any, fcells: Any, time: Any, value: Any, fvalue: Any, rate: Any) -> None:
     """Takes one event into an accumulator of a pane."""
     if op == COUNT:
         cells[row, c] += 1
@@ -533,9 +526,7 @@ def _fold(
 
 
 @part
-def _merge(
-    op: Any, own: Any, s: Any, into: Any, finto: Any, c: Any, row: Any, cells: Any, fcells: Any
-) -> None:
+def _merge(op: Any, own: Any, s: Any, into: Any, finto: Any, c: Any, row: Any, cells: Any, fcells: Any) -> None:
     """Takes an accumulator of a pane into a scratch one; panes come newest first, the own one last."""
     if op in (COUNT, PRESENT, DISTINCT):
         into[s] += cells[row, c]

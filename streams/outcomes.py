@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.codecs import Decoded
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, fields
+from numpy.typing import NDArray
 
 
 class Outcome:
@@ -330,7 +330,7 @@ class Settle:
             watermark=when(watermark if matched else known),
             outcome=matched != self._outcome.otherwise,
             score=made.score,
-            base=made.base,
+            baselines=made.baselines,
             version=made.version,
             features=made.features,
         )
@@ -341,7 +341,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """What a model said of an event, on `predictions.<model>`.
 
     id:         the event: topic, partition, offset
-    base:       the share of True among the outcomes learnt so far: the baseline that knows no features
+    baselines:  other answers to the same question; "base" is the share of True among the outcomes learnt so far
     route:      how it was made ("embedded")
     latency_ms: from the event's publication to the prediction
     """
@@ -350,7 +350,7 @@ class Prediction(msgspec.Struct, frozen=True):
     key: str
     at: datetime
     score: float
-    base: float
+    baselines: dict[str, float]
     version: str
     route: str
     latency_ms: float
@@ -372,7 +372,7 @@ class Settled(msgspec.Struct, frozen=True):
     watermark: datetime
     outcome: bool
     score: float
-    base: float
+    baselines: dict[str, float]
     version: str
     features: dict[str, float | str | None]
 

@@ -208,8 +208,7 @@ class Table:
         self._keyed = [i for i, o in enumerate(operations) if o >= kernels.DISTINCT]
         self._lists = [spec[i][2] for i, o in enumerate(operations) if o >= kernels.FIRST_SKETCH]
         self._entry_prefix = {
-            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00"
-            for i in self._keyed
+            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00" for i in self._keyed
         }
         self.clear()
 
@@ -355,9 +354,7 @@ class Table:
         entity = self.entities.encoded(slot)
         index = self.values.get(self.accumulators[acc].values) if acc in self._distinct else None
         content = _NUMBER.pack(value) if index is None else index.encoded(value)
-        return b"".join(
-            (self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity)))
-        )
+        return b"".join((self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity))))
 
     def _sweep(self, into: list[Change]) -> None:
         """Drops the entries of panes that are no more, once they may be half of all."""
@@ -423,9 +420,7 @@ class Table:
             raise StateError(
                 f"a row of table {self.name} cannot be read ({error}): rebuild the state from the log"
             ) from error
-        return pane + b"".join(
-            found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators
-        )
+        return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
 
     def _load_panes(self, slots: list[int], rows: Ints) -> None:
         self._reserve(len(slots))

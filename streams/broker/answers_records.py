@@ -145,9 +145,7 @@ def _fetch_now(call: Call) -> tuple[Fields, bool]:
     return {"responses": responses}, enough
 
 
-def _fetch_one(
-    call: Call, topic: str, wanted: Message, left: int, *, first: bool
-) -> tuple[dict[str, Any], int]:
+def _fetch_one(call: Call, topic: str, wanted: Message, left: int, *, first: bool) -> tuple[dict[str, Any], int]:
     log = call.node.topics.partition(topic, wanted.partition)
     _check_epoch(getattr(wanted, "current_leader_epoch", -1))
     committed_only = call.request.isolation_level == _READ_COMMITTED

@@ -87,9 +87,7 @@ def following_sequence(sequence: int, steps: int) -> int:
 
 def read_batch(data: bytes) -> Batch:
     """The header of a batch the broker itself has stored."""
-    base, _, _, _, _, attributes, delta, first, latest, pid, epoch, sequence, count = _HEADER.unpack_from(
-        data
-    )
+    base, _, _, _, _, attributes, delta, first, latest, pid, epoch, sequence, count = _HEADER.unpack_from(data)
     return Batch(data, base, attributes, delta, first, latest, pid, epoch, sequence, count)
 
 
@@ -178,9 +176,7 @@ def records_of(batch: Batch) -> Iterator[Record]:
     try:
         yield from DefaultRecordBatch(batch.data)
     except Exception as error:  # aiokafka: a codec that is missing, or bytes that are not records
-        raise Refusal(
-            ErrorCode.unsupported_compression_type, f"The records cannot be read: {error}."
-        ) from error
+        raise Refusal(ErrorCode.unsupported_compression_type, f"The records cannot be read: {error}.") from error
 
 
 def offset_at_time(batch: Batch, timestamp: int) -> tuple[int, int]:

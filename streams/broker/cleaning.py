@@ -129,9 +129,7 @@ class Cleaner:
             assert batch is not None, "a span without its batch"
             yield batch
 
-    def _compact_step(
-        self, topic: Topic, log: PartitionLog, position: int, newest: _Newest
-    ) -> tuple[int, int]:
+    def _compact_step(self, topic: Topic, log: PartitionLog, position: int, newest: _Newest) -> tuple[int, int]:
         """Rewrites some batches; gives the next position and the bytes that were kept."""
         change = Change()
         freed = kept_size = 0

@@ -193,9 +193,7 @@ class PartitionLog:
         )
         last = batch.last_offset
         change.put(batch_key(self.number, last), data)
-        change.put(
-            span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, len(data))
-        )
+        change.put(span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, len(data)))
         change.put(partition_key(self.number), pack_bounds(bounds))
         if state is not None:
             change.put(producer_key(self.number, batch.producer_id), state.pack())
@@ -203,9 +201,7 @@ class PartitionLog:
 
     def apply(self, append: Append) -> None:
         """Into memory, once committed; readers that wait are told."""
-        assert append.batch.base_offset == self.end, (
-            "appends are applied in the order in which they were staged"
-        )
+        assert append.batch.base_offset == self.end, "appends are applied in the order in which they were staged"
         self.bounds = append.bounds
         if append.producer is not None:
             producer_id = append.batch.producer_id
@@ -240,9 +236,7 @@ class PartitionLog:
         :raises Refusal: OFFSET_OUT_OF_RANGE.
         """
         if not self.start <= offset <= self.end:
-            raise Refusal(
-                ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}."
-            )
+            raise Refusal(ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}.")
         found: list[bytes] = []
         if offset >= upper:
             return found

@@ -80,9 +80,7 @@ def read_request(frame: bytes, envelope: Envelope) -> Message:
             f"A request of API {envelope.api_key} version {envelope.version} could not be read: {error!r}."
         ) from error
     if start + size != len(frame):
-        raise FrameMalformed(
-            f"A request of API {envelope.api_key} version {envelope.version} has bytes after its end."
-        )
+        raise FrameMalformed(f"A request of API {envelope.api_key} version {envelope.version} has bytes after its end.")
     return message
 
 

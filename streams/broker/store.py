@@ -83,9 +83,7 @@ class Store:
             self.commit(change)
         elif found != FORMAT:
             self.close()
-            raise FolderUnreadable(
-                f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}."
-            )
+            raise FolderUnreadable(f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}.")
 
     def commit(self, change: Change) -> None:
         """Atomic and, when it returns, safe from the death of this process."""

@@ -88,9 +88,7 @@ def everything() -> tuple[dict[str, Expression], dict[str, Fold]]:
         features[f"gap_{topic}"] = agg.since_last(of=of)
         folds[f"gap_{topic}"] = Fold("since_last", topic)
         for value in ("", "x"):
-            features[f"decayed_{value}_{topic}"] = agg.decayed(
-                col[value] if value else None, half_life="5s", of=of
-            )
+            features[f"decayed_{value}_{topic}"] = agg.decayed(col[value] if value else None, half_life="5s", of=of)
             folds[f"decayed_{value}_{topic}"] = Fold("decayed", topic, value, half_life=5 * SECOND)
     features["dear"] = agg.count("10s", where=col.n > 3)
     folds["dear"] = Fold("count", "sales", "", SECOND, 10, 30, where=lambda row: row["n"] > 3)
@@ -120,9 +118,7 @@ def told(draw: st.DrawFn, most: int = 40) -> list[Told]:
     return events
 
 
-def run(
-    features: type[Features], events: list[Told], cuts: list[int], restart: bool = False
-) -> tuple[Any, Outputs]:
+def run(features: type[Features], events: list[Told], cuts: list[int], restart: bool = False) -> tuple[Any, Outputs]:
     """The columns and records of the events, cut into batches at these positions."""
     step, out = operator(features), Outputs()
     found: dict[str, list[Any]] = {}
@@ -213,9 +209,7 @@ def test_a_pane_that_leaves_the_ring_is_deleted() -> None:
 def test_adding_a_feature_keeps_what_the_others_know() -> None:
     before = operator(feature_set("Grows", {"n": agg.count("10s")}))
     before.process(batch(STREAMS, [sale(0), sale(1)]), [])
-    after = operator(
-        feature_set("Grows", {"x": agg.sum(col.n, "10s"), "n": agg.count("10s"), "all": agg.count()})
-    )
+    after = operator(feature_set("Grows", {"x": agg.sum(col.n, "10s"), "n": agg.count("10s"), "all": agg.count()}))
     after.load([(k, v) for k, v in before.changes() if v is not None])
     made = batch(STREAMS, [sale(2)])
     after.process(made, [])
@@ -224,9 +218,7 @@ def test_adding_a_feature_keeps_what_the_others_know() -> None:
 
 
 def test_equal_aggregations_are_computed_once() -> None:
-    made = operator(
-        feature_set("Shared", {"a": agg.count("10s") / 2, "b": agg.count("10s") + agg.count("5s")})
-    )
+    made = operator(feature_set("Shared", {"a": agg.count("10s") / 2, "b": agg.count("10s") + agg.count("5s")}))
     assert [len(t.accumulators) for t in made._tables.values()] == [1]
     assert [len(t.reads) for t in made._tables.values()] == [2]
 
@@ -243,9 +235,7 @@ def test_an_entity_may_be_several_fields_or_an_expression_and_a_missing_one_has_
 
 def test_a_set_reads_the_columns_of_another_over_the_same_stream() -> None:
     base = feature_set("Base", {"n": agg.count(), "_m": agg.mean(col.x)})
-    line = feature_set(
-        "Line", {"twice": base.n * 2, "dear": col.x / base._m, "none": is_missing(col.s)}, by=None
-    )
+    line = feature_set("Line", {"twice": base.n * 2, "dear": col.x / base._m, "none": is_missing(col.s)}, by=None)
     assert references(line) == [base]
     made = batch(STREAMS, [sale(0, x=2.0), sale(0, x=6.0)])
     for one in (base, line):

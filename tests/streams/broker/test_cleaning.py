@@ -42,9 +42,7 @@ async def test_records_older_than_retention_go_and_offsets_stay(
     assert (await producer.send_and_wait("t", b"4")).offset == 4
 
 
-async def test_records_above_the_size_go_but_never_more_than_that(
-    timed_clients: Clients, timed_broker: Broker
-) -> None:
+async def test_records_above_the_size_go_but_never_more_than_that(timed_clients: Clients, timed_broker: Broker) -> None:
     await timed_clients.topic("t", retention_ms="-1", retention_bytes="3000")
     producer = await timed_clients.producer()
     for _ in range(10):
@@ -99,22 +97,17 @@ async def test_what_compaction_writes_is_sound(
     timed_clients: Clients, timed_broker: Broker, compression: str | None
 ) -> None:
     await timed_clients.topic("t", cleanup_policy="compact")
-    producer = await timed_clients.producer(
-        linger_ms=10, compression_type=compression, enable_idempotence=True
-    )
+    producer = await timed_clients.producer(linger_ms=10, compression_type=compression, enable_idempotence=True)
     for _ in range(2):
         sending = [
-            await producer.send(
-                "t", b"v" * 100, key=b"%d" % n, headers=[("h", b"%d" % n)], timestamp_ms=n + 1
-            )
+            await producer.send("t", b"v" * 100, key=b"%d" % n, headers=[("h", b"%d" % n)], timestamp_ms=n + 1)
             for n in (*range(5), *range(3))
         ]
         await asyncio.gather(*sending)
     await timed_broker.clean()
     records = await read_quiet(await timed_clients.consumer("t", check_crcs=True))
     assert [(r.offset, r.key, r.timestamp, r.headers) for r in records] == [
-        (8 + place, b"%d" % n, n + 1, (("h", b"%d" % n),))
-        for place, n in ((3, 3), (4, 4), (5, 0), (6, 1), (7, 2))
+        (8 + place, b"%d" % n, n + 1, (("h", b"%d" % n),)) for place, n in ((3, 3), (4, 4), (5, 0), (6, 1), (7, 2))
     ]
     spans = list(log_of(timed_broker).spans(0))
     assert [(s.base_offset, s.last_offset) for s in spans] == [(8, 15)]
@@ -137,9 +130,7 @@ async def test_tombstones_remove_their_key_and_then_themselves(
     assert await contents(timed_clients) == [(3, b"b", b"v")]
 
 
-async def test_compaction_never_touches_an_open_transaction(
-    timed_clients: Clients, timed_broker: Broker
-) -> None:
+async def test_compaction_never_touches_an_open_transaction(timed_clients: Clients, timed_broker: Broker) -> None:
     await timed_clients.topic("t", cleanup_policy="compact")
     plain = await timed_clients.producer()
     producer = await timed_clients.producer(transactional_id="x")
@@ -157,9 +148,7 @@ async def test_compaction_never_touches_an_open_transaction(
     assert await contents(timed_clients, "read_committed") == expected
 
 
-async def test_aborted_records_do_not_replace_committed_ones(
-    timed_clients: Clients, timed_broker: Broker
-) -> None:
+async def test_aborted_records_do_not_replace_committed_ones(timed_clients: Clients, timed_broker: Broker) -> None:
     await timed_clients.topic("t", cleanup_policy="compact")
     producer = await timed_clients.producer(transactional_id="x")
     for value, commit in ((b"good", True), (b"bad", False)):
@@ -171,9 +160,7 @@ async def test_aborted_records_do_not_replace_committed_ones(
     assert await contents(timed_clients) == [(0, b"a", b"good")]
 
 
-async def test_markers_do_not_pile_up_in_a_compacted_topic(
-    timed_clients: Clients, timed_broker: Broker
-) -> None:
+async def test_markers_do_not_pile_up_in_a_compacted_topic(timed_clients: Clients, timed_broker: Broker) -> None:
     await timed_clients.topic("t", cleanup_policy="compact")
     producer = await timed_clients.producer(transactional_id="x")
     for number in range(10):

@@ -60,9 +60,7 @@ async def test_requests_of_one_connection_are_answered_in_order(clients: Clients
     assert (await wire.receive(METADATA, 5, third)).brokers
 
 
-async def test_a_client_that_does_not_read_is_not_answered_without_bound(
-    clients: Clients, broker: Broker
-) -> None:
+async def test_a_client_that_does_not_read_is_not_answered_without_bound(clients: Clients, broker: Broker) -> None:
     await clients.topic("t")
     wire = await clients.wire()
     for _ in range(8):

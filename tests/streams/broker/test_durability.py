@@ -193,9 +193,7 @@ async def test_a_broker_killed_under_load_loses_nothing_and_repeats_nothing(tmp_
                 seed,
                 lost,
             )
-    assert min(writer.acknowledged, transactor.acknowledged) > KILLS, (
-        "the test wrote too little to say anything"
-    )
+    assert min(writer.acknowledged, transactor.acknowledged) > KILLS, "the test wrote too little to say anything"
     async with running(tmp_path) as (_, clients):
         await check_plain(clients, writer)
         await check_transactions(clients, transactor)

@@ -35,9 +35,7 @@ class Desk:
         session: int = SESSION,
     ) -> list[Joined]:
         answers: list[Joined] = []
-        request = JoinRequest(
-            member, instance, "client", "/h", session, REBALANCE, "consumer", protocols, known, known
-        )
+        request = JoinRequest(member, instance, "client", "/h", session, REBALANCE, "consumer", protocols, known, known)
         self.groups.join("g", request, answers.append, self.clock.now_ms)
         return answers
 

@@ -106,10 +106,7 @@ async def test_a_fetch_outside_the_log_is_out_of_range(clients: Clients) -> None
     await clients.topic("t")
     wire = await clients.wire()
     assert only(await wire.ask(FETCH, 11, **fetch_fields("t", 1))).error_code is ErrorCode.offset_out_of_range
-    assert (
-        only(await wire.ask(FETCH, 11, **fetch_fields("u"))).error_code
-        is ErrorCode.unknown_topic_or_partition
-    )
+    assert only(await wire.ask(FETCH, 11, **fetch_fields("u"))).error_code is ErrorCode.unknown_topic_or_partition
 
 
 async def test_fetch_sessions_are_declined(local: Clients) -> None:

@@ -182,9 +182,7 @@ async def test_a_producer_says_which_epoch_it_had_and_an_old_one_is_refused(clie
 async def test_an_end_is_answered_again_but_not_changed(clients: Clients) -> None:
     await clients.topic("t")
     wire, name = await clients.wire(), str(uuid.uuid4())
-    begun = await wire.ask(
-        INIT_PRODUCER, 4, transactional_id=name, transaction_timeout=datetime.timedelta(seconds=9)
-    )
+    begun = await wire.ask(INIT_PRODUCER, 4, transactional_id=name, transaction_timeout=datetime.timedelta(seconds=9))
     owner = {"producer_id": begun.producer_id, "producer_epoch": 0}
     nothing = await wire.ask(END_TXN, 3, transactional_id=name, committed=True, **owner)
     assert nothing.error_code is ErrorCode.invalid_txn_state
