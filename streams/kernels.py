@@ -41,7 +41,7 @@ class Kernel:
 
     def compile(self) -> Callable[..., Any]:
         if self._run is None:
-            self._run = numba.njit(self.signature, cache=True, error_model="numpy")(self.function)
+            self._run = numba.njit(self.signature, cache=True, error_model="numpy", _nrt=False)(self.function)
         return self._run
 
     def __call__(self, *args: Any) -> Any:
@@ -55,7 +55,7 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
 def part(function: Function) -> Function:
     """Makes a function callable from kernels; it is compiled with them."""
-    return cast(Function, numba.njit(error_model="numpy")(function))
+    return cast(Function, numba.njit(error_model="numpy", _nrt=False, forceinline=True)(function))
 
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> None:
