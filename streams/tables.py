@@ -109,7 +109,7 @@ class Accumulator:
 
     @property
     def column(self) -> tuple[str, bool, int]:
-        """Its column of values: the text, whether as floats, and the operation where it folds codes of them."""
+        """Its column of values: the text, whether floats, and the operation where it folds codes of them."""
         return self.values, self.floating, self.operation if self.operation in _CODED else 0
 
     @property

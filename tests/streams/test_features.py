@@ -224,7 +224,7 @@ def test_adding_a_feature_keeps_what_the_others_know() -> None:
 
 
 def test_equal_aggregations_are_computed_once() -> None:
-    made = operator(
+    made = FeatureSet(
         feature_set("Shared", {"a": agg.count("10s") / 2, "b": agg.count("10s") + agg.count("5s")})
     )
     assert [len(t.accumulators) for t in made._tables.values()] == [1]
