@@ -1,4 +1,4 @@
-"""What features cost: `python benchmarks/features.py`. Columns in; columns, JSON records and state changes out."""
+"""What features cost: `python benchmarks/features.py`. Columns in; columns, records and state changes out."""
 
 from __future__ import annotations
 

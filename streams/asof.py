@@ -37,7 +37,8 @@ class FeatureSet:
     @property
     def ignored(self) -> int:
         """Events left out of some window because their pane had left its ring."""
-        return sum(table.ignored for table in self._tables.values())
+        gone = sum(sessions.ignored for sessions in self._plan.sessions.values())
+        return gone + sum(table.ignored for table in self._tables.values())
 
     def process(self, batch: Batch, out: Outputs) -> None:
         streams = {name: rows for name, rows in batch.streams.items() if len(rows)}
@@ -76,7 +77,8 @@ class FeatureSet:
         events = kernels.Events(at, slot, batch.time[at], _NONE, values, values.view(np.float64))
         at, entity = (main.at, slots[self.declared.of.name]) if main is not None else (_NONE, _NONE)
         wanted = kernels.Events(at, entity, batch.time[at], _NONE, _NO_VALUES, _NO_FLOATS)
-        found = table.advance(events, wanted)
+        sessions = self._plan.sessions.get(name)
+        found = table.advance(events, wanted) if sessions is None else sessions.advance(table, events, wanted)
         if main is not None:
             for text, (kind, owner, reads) in self._reads.items():
                 if owner is table:
@@ -118,6 +120,8 @@ class FeatureSet:
         self.entities.clear()
         for table in self._tables.values():
             table.clear()
+        for sessions in self._plan.sessions.values():
+            sessions.clear()
 
 
 _NONE = np.zeros(0, np.int64)

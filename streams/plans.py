@@ -19,8 +19,9 @@ from headrace.streams.durations import text
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
+from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.tables import Accumulator, Ints, Read, Table, listed, register
-from headrace.streams.windows import AllTime, LastN, Sliding, Tumbling, Window
+from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Window
 from numpy.typing import NDArray
 
 
@@ -59,6 +60,7 @@ class Plan:
         self.name = declared.name
         self.declared = declared
         self.tables: dict[str, Table] = {}
+        self.sessions: dict[str, Sessions] = {}
         self.inputs: dict[str, tuple[Stream, Expression | None, dict[str, Expression]]] = {}
         self.reads: dict[str, tuple[str, Table, list[Read]]] = {}
         self.streams = {declared.of.name: declared.of}
@@ -119,6 +121,9 @@ class Plan:
         full = f"{self.name}/{source.name}{condition}/{','.join(declared.by)}/{name}"
         table = self.tables.setdefault(full, Table(full, mode, width, 0, mode == kernels.GIVEN))
         table.ring = max(table.ring, panes + late)
+        if declared.window is None and isinstance(aggregate.over, Session) and full not in self.sessions:
+            self.sessions[full] = Sessions(aggregate.over.gap, behind)
+            table.accumulators += [EARLIEST, LATEST]
         _, _, inputs = self.inputs.setdefault(full, (source, aggregate.where, {}))
         if value is not None:
             inputs[value.text] = value
@@ -139,7 +144,7 @@ class Plan:
             return _grid(aggregate.over)
         if not isinstance(aggregate.over, AllTime) or aggregate.kind in ("since_last", "decayed"):
             raise DeclarationError(f"{aggregate} has no place in a set whose window is {window}")
-        if isinstance(window, AllTime):
+        if not isinstance(window, Tumbling | Sliding | Session | LastN):
             raise DeclarationError("the window of a set ends: tumbling, sliding, session or last_n")
         return _grid(window) if isinstance(window, LastN) else (str(window), kernels.GIVEN, 1, 1)
 
@@ -154,6 +159,8 @@ class Plan:
                     break
         for name, theirs in by_table.items():
             self.tables[name].load(theirs)
+            if name in self.sessions:
+                self.sessions[name].restore(self.tables[name])
 
 
 class _Fields(dict[str, Field]):
@@ -181,7 +188,7 @@ def _grid(over: Window) -> tuple[str, int, int, int]:
         return text(over.size), kernels.BY_TIME, over.size, 1
     if isinstance(over, LastN):
         return str(over), kernels.BY_COUNT, 1, over.n
-    raise DeclarationError(f"{over} cannot be read as of each event")
+    return str(over), kernels.GIVEN, 1, 1
 
 
 def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool) -> tuple[Type, list[Read]]:

@@ -73,16 +73,6 @@ class _Row:
         return self.at, not self.retracted, self.end, self.start, self.entity
 
 
-@dataclass(slots=True, frozen=True)
-class _Merge:
-    """Before position `at` is taken, window `gone` of an entity is absorbed by window `into`."""
-
-    at: int
-    slot: int
-    gone: int
-    into: int
-
-
 @dataclass(slots=True)
 class _Taken:
     """The events of one stream that fall into windows. row: of the stream's rows; number: of the window."""
@@ -138,7 +128,7 @@ class WindowSet:
         events = {
             name: self._taken(batch, name) for name in self._plan.streams if len(batch.streams.get(name, ()))
         }
-        merges: list[_Merge] = []
+        merges: list[tuple[int, int, int, int]] = []
         if isinstance(self._window, LastN):
             rows = self._counted(batch, events)
         elif isinstance(self._window, Session):
@@ -296,7 +286,11 @@ class WindowSet:
     # State and records.
 
     def _advance(
-        self, batch: Batch, events: dict[str, _Taken], rows: list[_Row], merges: list[_Merge]
+        self,
+        batch: Batch,
+        events: dict[str, _Taken],
+        rows: list[_Row],
+        merges: list[tuple[int, int, int, int]],
     ) -> dict[str, Column]:
         """Takes the events, and reads the windows that rows publish, in the order of their positions."""
         wanted = [row for row in rows if not row.retracted]
@@ -311,15 +305,7 @@ class WindowSet:
             empty = theirs if theirs is not None else _Taken(_NONE, _NONE, _NONE, _NONE, _NONE)
             took = _events(table, rows_of, empty, condition, inputs)
             ask = kernels.Events(at, slot, at, number, _NO_VALUES, _NO_FLOATS)
-            found, parts = [], [*merges, None]
-            begin = 0
-            for merge in parts:
-                end = merge.at if merge is not None else len(batch)
-                found.append(table.advance(_between(took, begin, end), _between(ask, begin, end)))
-                if merge is not None:
-                    table.absorb(merge.slot, merge.gone, merge.into)
-                begin = end
-            read = np.ascontiguousarray(np.concatenate(found, axis=1))
+            read = table.advance_merging(took, ask, merges)
             for text, (kind, owner, reads) in self._plan.reads.items():
                 if owner is table:
                     known[text] = result(table, kind, reads, read)
@@ -441,9 +427,9 @@ class _Sessions:
         self.gap = owner._gap
         self.watermark = watermark
         self.rows: list[_Row] = []
-        self.merges: list[_Merge] = []
+        self.merges: list[tuple[int, int, int, int]] = []
 
-    def take(self, events: dict[str, _Taken]) -> tuple[list[_Row], list[_Merge]]:
+    def take(self, events: dict[str, _Taken]) -> tuple[list[_Row], list[tuple[int, int, int, int]]]:
         """Numbers the events by session, in place; the rows to publish and the sessions to merge."""
         order = []
         for theirs in events.values():
@@ -479,7 +465,7 @@ class _Sessions:
             session = near[0]
             for other in near[1:]:
                 self._retract(other, at)
-                self.merges.append(_Merge(at, slot, other.number, session.number))
+                self.merges.append((at, slot, other.number, session.number))
                 session.end = max(session.end, other.end)
                 owner._forget(other)
             if time < session.start:
@@ -536,16 +522,6 @@ def _events(table: Any, rows: Rows | None, theirs: _Taken, condition: Any, input
         row = theirs.row
     values = np.ascontiguousarray(values[:, row])
     return kernels.Events(theirs.at, theirs.slot, theirs.time, theirs.number, values, values.view(np.float64))
-
-
-def _between(events: kernels.Events, begin: int, end: int) -> kernels.Events:
-    """The events at positions begin to end - 1."""
-    low, high = np.searchsorted(events.at, (begin, end))
-    if low == 0 and high == len(events.at):
-        return events
-    values = np.ascontiguousarray(events.values[:, low:high])
-    cut = [column[low:high] for column in events[:4]]
-    return kernels.Events(cut[0], cut[1], cut[2], cut[3], values, values.view(np.float64))
 
 
 _NONE = np.zeros(0, np.int64)

@@ -21,6 +21,8 @@ class Fold:
     width: int | None = None
     panes: int = 1
     ring: int = 1
+    gap: int = 0
+    late: int = 0
     half_life: int = 0
     where: Any = None
     kept: dict[Any, list[tuple[int, int, dict[str, Any]]]] = field(default_factory=dict)
@@ -30,6 +32,11 @@ class Fold:
         if key is None or (self.where is not None and not self.where(row)):
             return
         kept = self.kept.setdefault(key, [])
+        if self.gap:
+            latest = max((t for _, t, _ in kept), default=time)
+            if time >= latest - self.late - self.gap or self._session(kept, time):
+                kept.append((0, time, row))
+            return
         newest = max((pane for pane, _, _ in kept), default=None)
         if self.width is None:
             pane = 0
@@ -54,12 +61,27 @@ class Fold:
             return None
         own = self.own_pane(key, time)
         held = self.kept.get(key, [])
+        if self.gap:
+            held = [(own, t, row) for _, t, row in self._session(held, time)]
         if self.kind == "distinct":
             return self._distinct(held, own)
         covered = [event for event in held if own - self.panes < event[0] <= own]
         numbers = [*sorted({pane for pane, _, _ in covered if pane < own}, reverse=True), own]
         panes = [[(t, row.get(self.value)) for p, t, row in covered if p == number] for number in numbers]
         return getattr(self, "_" + self.kind)(panes, time)
+
+    def _session(self, held: list[tuple[int, int, dict[str, Any]]], time: int) -> list[Any]:
+        """The events of the session that holds this time, or that it would join."""
+        clusters: list[list[Any]] = []
+        latest = None
+        for event in sorted(held, key=lambda event: event[1]):
+            if latest is None or event[1] - latest >= self.gap:
+                clusters.append([])
+            clusters[-1].append(event)
+            latest = event[1]
+        live = [c for c in clusters if c[-1][1] >= latest - self.late - 2 * self.gap] if latest else []
+        near = [c for c in live if c[0][1] - self.gap < time < c[-1][1] + self.gap]
+        return [event for event in held if near and any(event is one for one in near[0])]
 
     def _distinct(self, held: list[tuple[int, int, dict[str, Any]]], own: int) -> int:
         last: dict[Any, int] = {}
