@@ -1,4 +1,4 @@
-"""What features cost: `python benchmarks/features.py`. One core, columns in, JSON records and state changes out."""
+"""What features cost: `python benchmarks/features.py`. Columns in; columns, records and state changes out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def batches(size: int, count: int) -> list[Batch]:
         offsets = np.arange(begin, end)
         part = {name: values[begin:end].copy() for name, values in fields.items()}
         made.append(
-            Batch(at[begin:end], at[begin:end], {source.name: Rows(positions, part, source.name, 0, offsets, offsets)})
+            Batch(
+                at[begin:end],
+                at[begin:end],
+                {source.name: Rows(positions, part, source.name, 0, offsets, offsets)},
+            )
         )
     return made
 

@@ -25,14 +25,14 @@ from headrace.streams.windows import AllTime, LastN, Window, window
 class Stream(msgspec.Struct, frozen=True):
     """Rows that features can be made of: those of a topic, or of another operator under a name of its own.
 
-    lateness: microseconds by which rows may come out of the order of their event times
-    origin:   the event class, or what makes the rows
+    out_of_orderness, lateness: microseconds that a row may be behind the newest, and then behind the
+    watermark
     """
 
     name: str
     fields: tuple[Field, ...]
     lateness: int = 0
-    origin: object = None
+    out_of_orderness: int = 0
 
 
 class Streamed(Protocol):
@@ -52,7 +52,7 @@ def stream(of: Source) -> Stream:
     if isinstance(of, type):
         if issubclass(of, Event) and hasattr(of, "contract"):
             contract = of.contract
-            return Stream(contract.topic, event_fields(of), contract.lateness + contract.out_of_orderness, of)
+            return Stream(contract.topic, event_fields(of), contract.lateness, contract.out_of_orderness)
     elif isinstance(getattr(of, "stream", None), Stream):
         return of.stream
     raise DeclarationError(f"of={of!r} is not a stream: give an event class, or an object with a `.stream`")
@@ -72,9 +72,13 @@ class Aggregate(Expression):
     ) -> None:
         for part in (value, where):
             if part is not None and not isinstance(part, Expression):
-                raise DeclarationError(f"{kind}({part!r}): aggregate an expression of fields, such as col.price")
+                raise DeclarationError(
+                    f"{kind}({part!r}): aggregate an expression of fields, such as col.price"
+                )
             if part is not None and any(True for _ in aggregates(part)):
-                raise DeclarationError(f"{kind}({part}) folds a fold: aggregate fields, not other aggregations")
+                raise DeclarationError(
+                    f"{kind}({part}) folds a fold: aggregate fields, not other aggregations"
+                )
         self.kind = kind
         self.value = value
         self.over = over
@@ -92,7 +96,9 @@ class Aggregate(Expression):
     def type_in(self, scope: Scope) -> Type:
         declared = scope.fields.get(self.text)
         if declared is None:
-            raise DeclarationError(f"{self} has no place here: features aggregate, fields and conditions do not")
+            raise DeclarationError(
+                f"{self} has no place here: features aggregate, fields and conditions do not"
+            )
         return Type(declared.kind, declared.optional)
 
     def compute(self, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:
@@ -197,8 +203,8 @@ def quantile(
 ) -> Aggregate:
     """The value at rank floor(q (n - 1)) of n in ascending order; float.
 
-    Exact over last-N windows. Else within 1% of it: DDSketch (Masson, Rim, Lee: PVLDB 12, 2019) over sizes from
-    1e-12 (less counts as 0) to 1e12 (more counts as that). The order of the events changes nothing.
+    Exact over last-N windows. Else within 1% of it: DDSketch (Masson, Rim, Lee: PVLDB 12, 2019) over sizes
+    from 1e-12 (less counts as 0) to 1e12 (more counts as that). The order of the events changes nothing.
     """
     if not 0.0 <= q <= 1.0:
         raise DeclarationError(f"quantile(..., {q}): q lies between 0 and 1")

@@ -4,8 +4,8 @@ A kernel is a plain function over arrays with an explicit signature. numba compi
 its first call, and keeps it on disk; afterwards arguments of another type raise TypeError, so nothing is ever
 compiled inside a batch. With NUMBA_DISABLE_JIT=1 the same functions run as plain Python.
 
-A table of panes (see `tables.Table`) is arrays over pool rows. A pool row is one pane of one entity; the panes of
-an entity form a chain from the newest to the oldest. See `State`.
+A table of panes (see `tables.Table`) is arrays over pool rows. A pool row is one pane of one entity; the
+panes of an entity form a chain from the newest to the oldest. See `State`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 """Kernels run as plain Python."""
 
 
+_njit: Any = numba.njit
+"""With `_nrt=False`: kernels make no arrays; counting references to those given took most of the time."""
+
+
 class Kernel:
     """A function over arrays, compiled for exactly one signature."""
 
@@ -41,7 +45,7 @@ class Kernel:
 
     def compile(self) -> Callable[..., Any]:
         if self._run is None:
-            self._run = numba.njit(self.signature, cache=True, error_model="numpy")(self.function)
+            self._run = _njit(self.signature, cache=True, error_model="numpy", _nrt=False)(self.function)
         return self._run
 
     def __call__(self, *args: Any) -> Any:
@@ -55,7 +59,7 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
 def part(function: Function) -> Function:
     """Makes a function callable from kernels; it is compiled with them."""
-    return cast(Function, numba.njit(error_model="numpy")(function))
+    return cast(Function, _njit(error_model="numpy", _nrt=False, forceinline=True)(function))
 
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -127,7 +131,8 @@ WIDEST = 3
 FIRST_SKETCH = BINS
 """Accumulators from here on keep their content in entries, and in their cell the head of a list of these."""
 
-# How a value is read: as it is; an integer as float64, NaN where the entity is unknown; NaN also where no pane is.
+# How a value is read: as it is; an integer as float64, NaN where the entity is unknown; NaN also where no
+# pane is.
 PLAIN, FLOATED, FLOATED_OR_MISSING, VARIANCE, SINCE, FADED, QUANTILE, RANKED, CARDINALITY = range(9)
 
 # How a pane is numbered: by event time, one for all time, by the entity's count of events, or by the caller.
@@ -138,15 +143,15 @@ UNKNOWN = -2
 """The slot of a missing key."""
 
 USED, FREE, TOUCHED, ENTRIES, ENTRIES_TOUCHED, IGNORED = range(6)
-"""Counters: pool rows ever used, rows on the free list, rows on the dirty list, entries and their dirty list, and
-events whose pane has left the ring."""
+"""Counters: pool rows ever used, rows on the free list, rows on the dirty list, entries and their dirty list,
+and events whose pane has left the ring."""
 
 INT_MAX = 2**63 - 1
 INT_MIN = -(2**63)
 SECOND = 1e6
 
-# DDSketch (Masson, Rim, Lee: PVLDB 12, 2019), with one fixed range of bins instead of collapsing ones: so the order
-# of values changes nothing.
+# DDSketch (Masson, Rim, Lee: PVLDB 12, 2019), with one fixed range of bins instead of collapsing ones: so the
+# order of values changes nothing.
 ACCURACY = 0.01
 """A quantile is within 1% of the value at its rank."""
 LOG_GAMMA = math.log((1 + ACCURACY) / (1 - ACCURACY))
@@ -155,8 +160,8 @@ RANGE = math.ceil(math.log(1e12) / LOG_GAMMA)
 ZERO_BIN = 2 * RANGE + 1
 ALL_BINS = 2 * ZERO_BIN + 1
 
-# HyperLogLog (Flajolet, Fusy, Gandouet, Meunier: AofA 2007) over a 64-bit hash, linear counting while registers are
-# empty. The standard error is 1.04 / sqrt(1024) = 3.3%.
+# HyperLogLog (Flajolet, Fusy, Gandouet, Meunier: AofA 2007) over a 64-bit hash, linear counting while
+# registers are empty. The standard error is 1.04 / sqrt(1024) = 3.3%.
 REGISTER_BITS = 10
 ALL_REGISTERS = 1 << REGISTER_BITS
 HLL_BIAS = 0.7213 / (1 + 1.079 / ALL_REGISTERS)
@@ -165,7 +170,8 @@ HLL_BIAS = 0.7213 / (1 + 1.079 / ALL_REGISTERS)
 class Plan(NamedTuple):
     """What a table computes; it does not change.
 
-    shape:   (how panes are numbered, microseconds of a pane, panes in the ring, any read before its own event?,
+    shape:   (how panes are numbered, microseconds of a pane, panes in the ring, any read before its own
+    event?,
              values distinct by pane?)
     spec:    accumulators: (operation, column of values, first cell, values are floats?)
     rates:   of each accumulator, the decay per microsecond
@@ -219,7 +225,7 @@ class State(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Rows to take, or to read: position in the batch, entity, time, and the pane where the caller numbers it.
+    """Rows to take or read: position in the batch, entity, time, and the pane where the caller numbers it.
 
     values: int64[column, row], the bits of floats; `fvalues` is the same memory as float64
     """
@@ -232,18 +238,15 @@ class Events(NamedTuple):
     fvalues: Any
 
 
-def _typed(cls: Any, kinds: str) -> Any:
-    one, two, real, reals, flags = (
-        numba.int64[::1], numba.int64[:, ::1], numba.float64[::1], numba.float64[:, ::1], numba.uint8[::1],
-    )  # fmt: skip
-    return numba.types.NamedTuple(
-        [dict(zip("iIfFu", (one, two, real, reals, flags), strict=True))[k] for k in kinds], cls
-    )
+_ARRAYS = {
+    "i": numba.int64[::1], "I": numba.int64[:, ::1], "f": numba.float64[::1], "F": numba.float64[:, ::1],
+    "u": numba.uint8[::1],
+}  # fmt: skip
+_named: Any = numba.types.NamedTuple
 
-
-PLAN = _typed(Plan, "iIfiIfifi")
-STATE = _typed(State, "iiiiuIFiiIiii")
-EVENTS = _typed(Events, "iiiiIF")
+PLAN = _named([_ARRAYS[kind] for kind in "iIfiIfifi"], Plan)
+STATE = _named([_ARRAYS[kind] for kind in "iiiiuIFiiIiii"], State)
+EVENTS = _named([_ARRAYS[kind] for kind in "iiiiIF"], Events)
 
 
 @part
@@ -755,8 +758,8 @@ def _begin(before: Any, plan: Any) -> Any:
 def advance(plan: Any, state: Any, events: Any, wanted: Any, out: Any, fout: Any) -> None:
     """One pass over a batch: takes the events and reads the wanted rows, in the order of their positions.
 
-    out[read, wanted row] as int64 and, the same memory, as float64. A row that is both is taken before it is read,
-    but for reads that exclude their own event.
+    out[read, wanted row] as int64 and, the same memory, as float64. A row that is both is taken before it is
+    read, but for reads that exclude their own event.
     """
     i = 0
     for j in range(len(wanted.at)):
@@ -787,8 +790,8 @@ def absorb(slot: Any, gone: Any, into: Any, plan: Any, state: Any) -> None:
         if plan.spec[a, 0] < DISTINCT:
             cell = plan.spec[a, 2]
             _merge(
-                plan.spec[a, 0], False, cell, state.cells[target], state.fcells[target], cell, source, state.cells,
-                state.fcells,
+                plan.spec[a, 0], False, cell, state.cells[target], state.fcells[target], cell, source,
+                state.cells, state.fcells,
             )  # fmt: skip
     for e in range(state.counters[ENTRIES]):
         if state.entries[e, 0] == slot and state.entries[e, 1] == gone and state.entries[e, 4] != INT_MIN:

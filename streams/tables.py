@@ -109,7 +109,7 @@ class Accumulator:
 
     @property
     def column(self) -> tuple[str, bool, int]:
-        """Its column of values: the text, whether as floats, and the operation where it folds codes of them."""
+        """Its column of values: the text, whether floats, and the operation where it folds codes of them."""
         return self.values, self.floating, self.operation if self.operation in _CODED else 0
 
     @property
@@ -273,6 +273,25 @@ class Table:
         out = np.empty((len(self.reads), len(wanted.at)), np.int64)
         kernels.advance(self._plan, self._state, events, wanted, out, out.view(np.float64))
         return out
+
+    def advance_merging(
+        self, events: kernels.Events, wanted: kernels.Events, merges: Iterable[tuple[int, int, int, int]]
+    ) -> Ints:
+        """`advance`, but before position `at` is taken, pane `gone` of an entity is absorbed by pane `into`.
+
+        merges: (at, slot, gone, into), ascending.
+        """
+        found, begin = [], -1
+        for at, slot, gone, into in merges:
+            found.append(self.advance(between(events, begin, at), between(wanted, begin, at)))
+            self.absorb(slot, gone, into)
+            begin = at
+        found.append(self.advance(between(events, begin), between(wanted, begin)))
+        return found[0] if len(found) == 1 else np.ascontiguousarray(np.concatenate(found, axis=1))
+
+    def cell(self, accumulator: Accumulator) -> int:
+        """The first cell of an accumulator."""
+        return int(self._plan.spec[self.accumulators.index(accumulator), 2])
 
     def absorb(self, slot: int, gone: int, into: int) -> None:
         """Merges one pane of an entity into another, and deletes it."""
@@ -447,6 +466,18 @@ class Table:
 
 
 _BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
+
+
+def between(events: kernels.Events, begin: int, end: int | None = None) -> kernels.Events:
+    """The events at positions from `begin` up to and without `end`."""
+    low = int(np.searchsorted(events.at, begin))
+    high = len(events.at) if end is None else int(np.searchsorted(events.at, end))
+    if low == 0 and high == len(events.at):
+        return events
+    number = events.number[low:high] if len(events.number) else events.number
+    values = np.ascontiguousarray(events.values[:, low:high])
+    cut = events.at[low:high], events.slot[low:high], events.time[low:high]
+    return kernels.Events(*cut, number, values, values.view(np.float64))
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
