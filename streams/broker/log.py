@@ -34,6 +34,8 @@ from .store import (
     span_key,
 )
 
+# What Python takes for one batch in the cache beside its bytes; a million lone records would else cost it 300 MB.
+_CACHED_OVERHEAD_BYTES = 300
 _BOUNDS = struct.Struct(">qqqqqq")
 _SPAN = struct.Struct(">qqqi")
 _ABORTED = struct.Struct(">qqq")
@@ -101,6 +103,7 @@ class TailCache:
         self.size = 0
 
     def add(self, log: "PartitionLog", size: int) -> None:
+        size += _CACHED_OVERHEAD_BYTES
         self._order.append((log, size))
         self.size += size
         while self.size > self._limit:
@@ -124,6 +127,7 @@ class PartitionLog:
         self._cache = cache
         self._tail: list[_Cached] = []
         self._tail_head = 0
+        self._cached_from = 0
         self.bounds = Bounds()
         self._load()
 
@@ -256,8 +260,7 @@ class PartitionLog:
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
         tail, head = self._tail, self._tail_head
-        # Below `cleaned` the store has what compaction left, and the cache what it took away.
-        if head < len(tail) and offset > tail[head].last_offset and offset >= self.bounds.cleaned:
+        if head < len(tail) and offset > tail[head].last_offset and offset >= self._cached_from:
             at = bisect_left(tail, offset, lo=head, key=lambda cached: cached.last_offset)
             for cached in tail[at:]:
                 yield cached.last_offset, cached.data
@@ -265,6 +268,10 @@ class PartitionLog:
         prefix = partition_prefixes(self.number)[1]
         for key, data in self._store.scan(prefix, batch_key(self.number, offset)):
             yield int.from_bytes(key[-8:]), data
+
+    def read_from_store_below(self, offset: int) -> None:
+        """The store has what compaction left there; the cache still has what it took away."""
+        self._cached_from = max(self._cached_from, offset)
 
     def spans(self, offset: int) -> Iterator[Span]:
         """Batches from the one that holds `offset` on, without reading records."""

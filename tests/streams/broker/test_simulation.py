@@ -4,6 +4,7 @@ The oracle is a plain list of records; how the committed are read is the rule of
 apart. A failing seed is in the test's name and fails again.
 """
 
+import asyncio
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,12 @@ class World:
         self.transactors = [Transactor(f"x{number}") for number in range(3)]
 
     def _open(self) -> Node:
-        limits = replace(QUICK, tail_cache_bytes=400, cleaning_step_bytes=300, compaction_keys=50)
+        limits = replace(
+            QUICK,
+            tail_cache_bytes=self.dice.choice([1_200, 100_000]),
+            cleaning_step_bytes=300,
+            compaction_keys=50,
+        )
         settings = {"fsync": False, "auto_create": False, "default_partitions": 1}
         return open_node(self.folder, limits=limits, clock=self.clock, **settings)  # type: ignore[arg-type]
 
@@ -144,8 +150,13 @@ class World:
         self.log.apply_cut(bounds)
 
     async def clean(self) -> None:
-        await self.node.cleaner.clean()
-        self.compacted = self.log.bounds.cleaned
+        """A whole round, or one that dies between two of its steps."""
+        self.compacted = max(self.compacted, self.log.stable_end)
+        cleaning = asyncio.create_task(self.node.cleaner.clean())
+        for _ in range(self.dice.choice([3, 5, 7, 9, 12, 15, 1000])):
+            await asyncio.sleep(0)
+        cleaning.cancel()
+        await asyncio.wait([cleaning])
 
     def restart(self) -> None:
         self.node.store.close()
@@ -214,6 +225,8 @@ async def test_a_partition_is_what_the_oracle_says(seed: int, tmp_path: Path) ->
         world.dice.choice(deeds)()
         if step % 10 == 5 and seed % 2:
             await world.clean()
+            for _ in range(8):  # what a cleaning that died has left is looked at more closely
+                world.check()
         if step % 15 == 7:
             world.restart()
         world.check()
