@@ -146,8 +146,8 @@ class Cleaner:
             after = batch.last_offset + 1
         bounds = replace(log.bounds, size=log.bounds.size - freed)
         change.put(partition_key(log.number), pack_bounds(bounds))
-        # An aborted transaction is forgotten in the step that takes its marker; its records went before. Were it
-        # told to readers without the marker, they would skip what its producer committed afterwards.
+        # An aborted transaction is forgotten in the step that takes its marker; its records went before.
+        # Were it told to readers without the marker, they would skip what its producer committed afterwards.
         change.delete_range(aborted_key(log.number, position), aborted_key(log.number, after))
         self._store.commit(change)
         log.bounds = bounds

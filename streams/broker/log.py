@@ -34,7 +34,7 @@ from .store import (
     span_key,
 )
 
-# What Python takes for one batch in the cache beside its bytes; a million lone records would else cost it 300 MB.
+# What Python takes for a batch in the cache beside its bytes; lone records would else fill it tenfold.
 _CACHED_OVERHEAD_BYTES = 300
 _BOUNDS = struct.Struct(">qqqqqq")
 _SPAN = struct.Struct(">qqqi")
