@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from headrace.streams.broker import Limits
-from headrace.streams.broker.messages import _builder
+from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
@@ -56,7 +56,7 @@ class Wire:
         body.write(struct.pack(">hhih4s", api_key, version, number, 4, b"wire"))
         if schema.__header_schema__.__flexible__:
             body.write(b"\0")
-        entity_writer(schema)(body, _builder(schema)(fields))
+        entity_writer(schema)(body, builder(schema)(fields))
         frame = body.getvalue()
         self.writer.write(struct.pack(">i", len(frame)) + frame)
         return number
@@ -150,7 +150,7 @@ class Clients:
 async def eventually(look: Callable[[], Awaitable[Any]], seconds: float = 5) -> None:
     """Kafka ends a transaction a moment after it says so; the local broker needs no second look."""
     async with asyncio.timeout(seconds):
-        while not await look():
+        while not await look():  # noqa: ASYNC110 - what is looked at is on the other side
             await asyncio.sleep(0.05)
 
 
@@ -178,6 +178,7 @@ def batch(
     timestamp: int = 1_000,
     producer: tuple[int, int, int] = (-1, -1, -1),
     transactional: bool = False,
+    key: bytes = b"k",
 ) -> bytes:
     builder = DefaultRecordBatchBuilder(
         magic=2,
@@ -189,7 +190,7 @@ def batch(
         batch_size=1 << 20,
     )
     for offset, value in enumerate(values):
-        builder.append(offset, timestamp + offset, b"k", value, [])
+        builder.append(offset, timestamp + offset, key, value, [])
     return bytes(builder.build())
 
 

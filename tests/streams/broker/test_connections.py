@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from headrace.streams.broker import AddressRefused, Broker, FolderInUse, FolderUnreadable
+from prometheus_client import generate_latest
 
 from tests.streams.broker.clients import (
     FETCH,
@@ -72,6 +73,24 @@ async def test_a_client_that_does_not_read_is_not_answered_without_bound(clients
     await asyncio.sleep(0.5)
     # What the sockets' buffers and the bound hold, and not 200 answers.
     assert broker.metrics.sent._value.get() - before < 20_000_000
+
+
+async def test_a_refused_batch_without_acknowledgement_closes_its_connection(clients: Clients) -> None:
+    await clients.topic("t")
+    wire = await clients.wire()
+    wire.send(PRODUCE, 9, **produce_fields("t", b"no batch", acks=0))
+    assert await wire.closed()
+
+
+async def test_connections_requests_and_bytes_are_counted(clients: Clients, broker: Broker) -> None:
+    await clients.topic("t", 3)
+    wire = await clients.wire()
+    await wire.ask(PRODUCE, 9, **produce_fields("t", batch(b"v")))
+    told = generate_latest(broker.metrics.registry).decode()
+    assert 'headrace_broker_requests_total{api="Produce"} 1.0' in told
+    assert "headrace_broker_partitions 3.0" in told
+    assert "headrace_broker_open_transactions 0.0" in told
+    assert "headrace_broker_connections " in told
 
 
 async def test_connections_above_the_bound_are_closed(tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ async def test_aborted_records_stay_hidden_after_a_restart(tmp_path: Path) -> No
         assert [r.value for r in records] == [b"1", b"3"]
 
 
+async def test_clients_go_on_when_the_broker_comes_back(tmp_path: Path) -> None:
+    async with Broker(tmp_path, limits=QUICK) as broker:
+        address = broker.address
+        port = int(address.rsplit(":", 1)[1])
+        clients = Clients(address)
+        await clients.topic("t")
+        producer = await clients.producer(enable_idempotence=True, retry_backoff_ms=20)
+        settings = {"group_id": "g", "heartbeat_interval_ms": 50, "retry_backoff_ms": 20}
+        consumer = await clients.consumer("t", session_timeout_ms=500, **settings)
+        await producer.send_and_wait("t", b"before")
+        assert (await consumer.getone()).value == b"before"
+        await consumer.commit()
+    async with Broker(tmp_path, port=port, limits=QUICK), clients:
+        await producer.send_and_wait("t", b"after")
+        async with asyncio.timeout(10):
+            assert (await consumer.getone()).value == b"after"
+
+
 async def test_the_process_starts_quickly_says_so_in_one_line_and_stops_cleanly(tmp_path: Path) -> None:
     begun = time.perf_counter()
     async with running(tmp_path) as (process, clients):

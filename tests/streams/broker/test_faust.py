@@ -1,4 +1,4 @@
-"""A Faust app, the control plane's host, lives on the local broker: an agent, a table with its changelog, a commit."""
+"""A Faust app, the control plane's host, lives on the local broker: agent, table, changelog, commits."""
 
 import asyncio
 import warnings

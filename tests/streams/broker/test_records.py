@@ -122,11 +122,18 @@ async def test_a_damaged_batch_is_refused(clients: Clients) -> None:
     await clients.topic("t")
     wire = await clients.wire()
     good = batch(b"value")
-    for bad in (good[:-1] + b"X", good[:-3], good[:30], b""):
+    old_magic = good[:16] + b"\1" + good[17:]
+    corrupt, invalid = ErrorCode.corrupt_message, ErrorCode.invalid_record
+    for bad, code in (
+        (good[:-1] + b"X", corrupt),
+        (good[:-3], invalid),
+        (good[:30], invalid),
+        (b"", invalid),
+        (good + good, invalid),
+        (old_magic, invalid),
+    ):
         answer = await wire.ask(PRODUCE, 9, **produce_fields("t", bad))
-        assert answer.responses[0].partition_responses[0].error_code is ErrorCode.corrupt_message
-    twice = await wire.ask(PRODUCE, 9, **produce_fields("t", good + good))
-    assert twice.responses[0].partition_responses[0].error_code is ErrorCode.invalid_record
+        assert answer.responses[0].partition_responses[0].error_code is code
     assert only(await wire.ask(FETCH, 11, **fetch_fields("t"))).high_watermark == 0
 
 
