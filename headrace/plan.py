@@ -18,7 +18,7 @@ from headrace.streams.batch import Operator
 from headrace.streams.codecs import MAX_EVENT_BYTES, codec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
-from headrace.streams.features import Features, FeatureSet, columns, declaration, references, sources
+from headrace.streams.features import Features, columns, declaration, operator, references, sources
 from headrace.streams.inputs import Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
@@ -122,6 +122,8 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
                 f"model {model.name} scores {model.on.__name__}, but {one.__name__} has features of "
                 f"{declaration(one).of.name}"
             )
+        if declaration(one).window is not None:
+            raise DeclarationError(f"model {model.name}: {one.__name__} has results of windows, not features of events")
         kinds = {f.name: f.kind for f in columns(one)}
         for feature in declaration(one).public:
             column = f"{one.__name__}.{feature}"
@@ -170,7 +172,7 @@ def _event_stage(
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
         operators: list[Operator] = [Match(o) for o in outcomes]
-        operators += [FeatureSet(s) for s in sets]
+        operators += [operator(s) for s in sets]
         follows = []
         for model in models:
             scorer = Scorer(model, model_columns(model), baselines(model))

@@ -116,7 +116,8 @@ class Scorer:
 
 def _listed(column: Column) -> list[Any]:
     """Numbers as floats, as the outcome will carry them: what is learnt is what was scored."""
-    return column.tolist() if column.dtype == np.object_ else column.astype(np.float64).tolist()
+    listed: list[Any] = (column if column.dtype == np.object_ else column.astype(np.float64)).tolist()
+    return listed
 
 
 def score(version: versions.Loaded, features: dict[str, float | str | None], prior: float) -> float:

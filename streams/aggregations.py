@@ -26,13 +26,14 @@ class Stream(msgspec.Struct, frozen=True):
     """Rows that features can be made of: those of a topic, or of another operator under a name of its own.
 
     out_of_orderness, lateness: microseconds that a row may be behind the newest, and then behind the
-    watermark
+    watermark. origin: the event class, or what makes the rows
     """
 
     name: str
     fields: tuple[Field, ...]
     lateness: int = 0
     out_of_orderness: int = 0
+    origin: object = None
 
 
 class Streamed(Protocol):
@@ -52,7 +53,7 @@ def stream(of: Source) -> Stream:
     if isinstance(of, type):
         if issubclass(of, Event) and hasattr(of, "contract"):
             contract = of.contract
-            return Stream(contract.topic, event_fields(of), contract.lateness, contract.out_of_orderness)
+            return Stream(contract.topic, event_fields(of), contract.lateness, contract.out_of_orderness, of)
     elif isinstance(getattr(of, "stream", None), Stream):
         return of.stream
     raise DeclarationError(f"of={of!r} is not a stream: give an event class, or an object with a `.stream`")

@@ -8,6 +8,7 @@ While an input is empty but not known to be idle, rows that its next row might p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from headrace.streams.batch import Batch, Record, Rows
@@ -162,7 +163,7 @@ class Merge:
             count = len(waiting)
             for bound, m in bounds:
                 if m != n:
-                    side = "right" if n < m else "left"
+                    side: Literal["left", "right"] = "right" if n < m else "left"
                     count = min(count, int(np.searchsorted(waiting, bound, side)))
             safe.append(count)
         return safe

@@ -84,6 +84,7 @@ class Seen:
     latencies: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._moved = asyncio.Event()
         self.scores = np.full((4, self.orders), np.nan)
         self.at = np.zeros(self.orders, np.int64)
         self.positive = np.zeros(self.orders, np.bool_)
@@ -92,6 +93,15 @@ class Seen:
     def done(self) -> int:
         """Orders that need nothing more: predicted, rejected or late."""
         return self.predicted + self.rejected["orders"] + self.late["orders"]
+
+    def moved(self) -> None:
+        self._moved.set()
+
+    async def room(self, published: int) -> None:
+        """Return when few enough of the published orders are still on their way."""
+        while published - self.done > IN_FLIGHT:
+            self._moved.clear()
+            await self._moved.wait()
 
     def take(self, topic: str, value: bytes, timestamp: int, now: float) -> None:
         kind, _, name = topic.partition(".")
@@ -162,6 +172,7 @@ async def watching(broker: str, seen: Seen) -> AsyncIterator[None]:
             for tp, records in got.items():
                 for record in records:
                     seen.take(tp.topic, record.value, record.timestamp, now)
+            seen.moved()
 
     reading = asyncio.create_task(read())
     try:
@@ -189,8 +200,7 @@ async def publish(broker: Any, lines: Sequence[retail.Line], skip: dict[str, int
                 chunk[line.topic].append(line.row)
             size = len(chunk["orders"]) + len(chunk["returns"])
             if size == CHUNK or (n == len(lines) and size):
-                while orders - seen.done > IN_FLIGHT:
-                    await asyncio.sleep(0.002)
+                await seen.room(orders)
                 orders += len(chunk["orders"])
                 published += size
                 await asyncio.gather(*(publisher.send(t, rows) for t, rows in chunk.items() if rows))
@@ -336,7 +346,7 @@ def tell(found: dict[str, Any], console: Console) -> None:
     for name, text in rows.items():
         counts.add_row(name, text)
     console.print(counts)
-    title = f"Quality of {found['judged']:,} predictions, made before their outcome was known ({found['positives']:,} returns)"
+    title = f"Quality of {found['judged']:,} predictions, each made before its outcome ({found['positives']:,} returns)"
     quality = Table("", "ROC AUC", "average precision", "log loss", title=title, title_justify="left")
     for name, prefix in (
         ("online model", ""),
