@@ -51,7 +51,7 @@ class Cleaner:
                 await self._rest()
 
     async def _rest(self) -> None:
-        """Let requests be served; after a long step for as long as it took, so half a core is left at least."""
+        """Let requests be served; after a long step for as long as it took, to leave half a core at least."""
         worked = time.perf_counter() - self._resumed
         await asyncio.sleep(worked if worked > _SHORT_STEP_SECONDS else 0)
         self._resumed = time.perf_counter()
