@@ -5,6 +5,7 @@ broker did not finish is done again.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from .limits import Limits
 from .log import PartitionLog, pack_bounds, pack_span
 from .store import Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
 from .topics import Settings, Topic, Topics
+
+_SHORT_STEP_SECONDS = 0.002
 
 
 @dataclass(slots=True)
@@ -33,9 +36,11 @@ class Cleaner:
         self._topics = topics
         self._limits = limits
         self._clock = clock
+        self._resumed = 0.0
 
     async def clean(self) -> None:
         """One round over everything."""
+        self._resumed = time.perf_counter()
         for topic in self._topics:
             for log in tuple(topic.partitions):
                 if topic.settings.delete:
@@ -43,7 +48,13 @@ class Cleaner:
                 if topic.settings.compact and self._is_dirty(log, topic.settings):
                     await self._compact(topic, log)
                 self._forget_producers(log)
-                await asyncio.sleep(0)
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Let requests be served; after a long step for as long as it took, to leave half a core at least."""
+        worked = time.perf_counter() - self._resumed
+        await asyncio.sleep(worked if worked > _SHORT_STEP_SECONDS else 0)
+        self._resumed = time.perf_counter()
 
     def _exists(self, topic: Topic) -> bool:
         return self._topics.get(topic.name) is topic
@@ -59,7 +70,7 @@ class Cleaner:
             bounds = log.stage_cut(start, change)
             self._store.commit(change)
             log.apply_cut(bounds)
-            await asyncio.sleep(0)
+            await self._rest()
 
     def _retained_start(self, log: PartitionLog, settings: Settings) -> int:
         """Where the log may begin now, at most one step away."""
@@ -96,7 +107,7 @@ class Cleaner:
                 return
             position, kept = self._compact_step(topic, log, position, newest)
             kept_size += kept
-            await asyncio.sleep(0)
+            await self._rest()
         if self._exists(topic):
             self._finish(log, newest.upper, kept_size)
 
@@ -113,7 +124,7 @@ class Cleaner:
                 newest.upper = batch.last_offset + 1
             if newest.upper == before:  # nothing left below the last stable offset but gaps
                 newest.upper = log.stable_end
-            await asyncio.sleep(0)
+            await self._rest()
             if not self._exists(topic):
                 return None
         return newest

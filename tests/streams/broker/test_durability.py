@@ -110,13 +110,15 @@ async def test_clients_go_on_when_the_broker_comes_back(tmp_path: Path) -> None:
             assert (await consumer.getone()).value == b"after"
 
 
-async def test_the_process_starts_quickly_says_so_in_one_line_and_stops_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+async def test_the_process_starts_quickly_says_so_in_one_line_and_stops_cleanly(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
     begun = time.perf_counter()
     async with running(tmp_path) as (process, clients):
         assert time.perf_counter() - begun < 5  # 0.5 s alone on a core; the tests may not be alone
         await clients.topic("t")
-        for kind in (signal.SIGTERM,):
-            process.send_signal(kind)
+        process.send_signal(kind)
         async with asyncio.timeout(5):
             assert await process.wait() == 0
         assert process.stdout is not None

@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from headrace.streams.broker import Broker
 from kio.schema.errors import ErrorCode
 
-from tests.streams.broker.clients import QUICK, Clients
+from tests.streams.broker.clients import QUICK, Clients, eventually
 
 SECONDS = datetime.timedelta(seconds=5)
 METADATA, CREATE, DELETE, CREATE_PARTITIONS, INCREMENTAL, CLUSTER = 3, 19, 20, 37, 44, 60
@@ -87,8 +87,12 @@ async def test_configuration_is_described_replaced_and_kept(clients: Clients) ->
     assert (held["retention.ms"], held["cleanup.policy"]) == ("1000", "compact")
     assert held["max.message.bytes"] == "1048588"
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, "t", {"retention.ms": "5"})])
-    held = await configs(admin, "t")
-    assert (held["retention.ms"], held["cleanup.policy"]) == ("5", "delete")
+
+    async def replaced() -> bool:
+        held = await configs(admin, "t")
+        return (held["retention.ms"], held["cleanup.policy"]) == ("5", "delete")
+
+    await eventually(replaced)
 
 
 async def test_single_entries_are_set_deleted_and_extended(clients: Clients) -> None:
@@ -108,9 +112,14 @@ async def test_single_entries_are_set_deleted_and_extended(clients: Clients) -> 
     assert await alter("max.message.bytes", 0, "77") is ErrorCode.none
     assert await alter("no.such", 0, "1") is ErrorCode.invalid_config
     assert await alter("retention.ms", 2, "1") is ErrorCode.invalid_config
-    held = await configs(await clients.admin(), "t")
-    assert held["cleanup.policy"] == "delete,compact"
-    assert (held["min.compaction.lag.ms"], held["max.message.bytes"]) == ("0", "77")
+    admin = await clients.admin()
+
+    async def altered() -> bool:
+        held = await configs(admin, "t")
+        names = ("cleanup.policy", "min.compaction.lag.ms", "max.message.bytes")
+        return [held[name] for name in names] == ["delete,compact", "0", "77"]
+
+    await eventually(altered)
 
 
 async def test_topics_have_ids_by_which_they_are_found_and_deleted(clients: Clients) -> None:
