@@ -1,10 +1,57 @@
 # Headrace: the commands are in README.md and CONTRIBUTING.md.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+DATA ?= sample
+SEEDS ?= 300
+FIRST ?= 1
+KILLS ?= 20
 
-.venv/installed: pyproject.toml requirements.txt
+.PHONY: run test test-stack check bench sim kill-test clean
+
+# What runs, and what the tests need beside it.
+.venv/run: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Headrace needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@echo "installing Headrace into .venv (once; a minute or two)"
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	@$(PIP) --upgrade "setuptools>=77,<85"
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+
+.venv/test: .venv/run requirements-test.txt
+	@echo "installing what the tests need"
+	@$(PIP) -r requirements-test.txt
+	@touch $@
+
+run: .venv/run
+	@$(BIN)/python examples/returns/replay.py $(DATA)
+
+# Type checkers see the packages under their import names through links.
+.types: .venv/test
+	@mkdir -p .types/headrace
+	@for d in streams models serving; do ln -sfn ../../$$d .types/headrace/$$d; done
+	@for f in headrace/*.py headrace/py.typed; do ln -sfn ../../$$f .types/headrace/$$(basename $$f); done
+
+check: .venv/test .types
+	$(BIN)/ruff check .
+	MYPYPATH=.types $(BIN)/mypy --strict .types/headrace tests examples benchmarks
+
+test: check
+	$(BIN)/python -m pytest -m "not stack"
+
+test-stack: .venv/test
+	$(BIN)/python tests/stack/provision.py
+	$(BIN)/python -m pytest -m stack
+
+sim: .venv/test
+	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation
+
+kill-test: .venv/test
+	KILLS=$(KILLS) $(BIN)/python -m pytest -m "not stack" tests/kill --timeout 3600
+
+bench: .venv/test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .types .headrace build *.egg-info

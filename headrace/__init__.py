@@ -18,6 +18,7 @@ from headrace.streams.aggregations import (
     max,
     mean,
     min,
+    quantile,
     since_last,
     sum,
     variance,
@@ -25,6 +26,7 @@ from headrace.streams.aggregations import (
 from headrace.streams.errors import HeadraceError
 from headrace.streams.event import Event
 from headrace.streams.expressions import (
+    Expression,
     clip,
     col,
     day_of_month,
@@ -50,6 +52,7 @@ from headrace.streams.windows import last_n, session, sliding, tumbling
 __all__ = [
     "App",
     "Event",
+    "Expression",
     "Features",
     "HeadraceError",
     "Model",
@@ -79,6 +82,7 @@ __all__ = [
     "min",
     "minimum",
     "month",
+    "quantile",
     "seconds_between",
     "session",
     "since_last",

@@ -17,3 +17,11 @@ class NoBroker(FrontError):
 
 class StackError(FrontError):
     """The local stack cannot start or go on. The message holds the last lines of the process that failed."""
+
+
+class DataError(HeadraceError):
+    """A data set cannot be had, or is not what it should be."""
+
+
+class VerifyError(HeadraceError):
+    """What was recomputed differs from what was published, or could not be recomputed."""

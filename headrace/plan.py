@@ -18,7 +18,7 @@ from headrace.streams.batch import Operator
 from headrace.streams.codecs import MAX_EVENT_BYTES, codec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
-from headrace.streams.features import Features, FeatureSet, columns, declaration, references, sources
+from headrace.streams.features import Features, columns, declaration, operator, references, sources
 from headrace.streams.inputs import Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
@@ -122,6 +122,8 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
                 f"model {model.name} scores {model.on.__name__}, but {one.__name__} has features of "
                 f"{declaration(one).of.name}"
             )
+        if declaration(one).window is not None:
+            raise DeclarationError(f"model {model.name}: {one.__name__} has results of windows, not features of events")
         kinds = {f.name: f.kind for f in columns(one)}
         for feature in declaration(one).public:
             column = f"{one.__name__}.{feature}"
@@ -170,10 +172,10 @@ def _event_stage(
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
         operators: list[Operator] = [Match(o) for o in outcomes]
-        operators += [FeatureSet(s) for s in sets]
+        operators += [operator(s) for s in sets]
         follows = []
         for model in models:
-            scorer = Scorer(model, model_columns(model))
+            scorer = Scorer(model, model_columns(model), baselines(model))
             operators.append(scorer)
             if model.outcome is not None:
                 operators.append(Settle(model.name, model.outcome, scorer.column))
@@ -194,7 +196,7 @@ def _learning_stage(app: App, model: Model) -> Stage:
     topic = f"outcomes.{model.name}"
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
-        operators: list[Operator] = [Mature(model.name), Learner(model), Evaluator(model, baselines(model))]
+        operators: list[Operator] = [Mature(model.name), Learner(model), Evaluator(model)]
         if any(w.moment == "outcome" for w in model.watch):
             operators.append(DriftMonitor(model, "outcome"))
         read = [Input(Source(topic, OutcomeCodec()), Partition(topic, number))]
@@ -205,16 +207,14 @@ def _learning_stage(app: App, model: Model) -> Stage:
 
 
 def baselines(model: Model) -> dict[str, str]:
-    """The baselines of a model: name to the feature's name as predictions carry it."""
-    by_column = dict(model_columns(model))
-    found = {}
+    """The baselines of a model: name to column of the batch."""
+    here = {declaration(s).name for s in model.features}
     for name, reference in model.baselines.items():
-        if reference.name not in by_column:
+        if reference.name.partition(".")[0] not in here:
             raise DeclarationError(
-                f"model {model.name}: baseline {name!r} is {reference.name}, which is not one of its public features"
+                f"model {model.name}: baseline {name!r} is {reference.name}, of none of its features"
             )
-        found[name] = by_column[reference.name]
-    return found
+    return {name: reference.name for name, reference in model.baselines.items()}
 
 
 def _check_partitioning(
@@ -247,7 +247,11 @@ def _source(event: type[Event]) -> Source:
 
 def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[Model]) -> str:
     """A fingerprint of what shapes the state: another one's state is refused."""
-    parts = [f"{s.__name__} by {declaration(s).by} {declaration(s).features}" for s in sets]
+    parts = []
+    for one in sets:
+        said = declaration(one)
+        shape = [f"{n}={e}" for part in (said.by, said.features) for n, e in part.items()]
+        parts.append(f"{said.name} of {said.of.name} {said.window} {' '.join(shape)}")
     parts += [f"{o.known_stream} {o.match} {o.within} {o.quantity}" for o in outcomes]
     parts += [f"{m.name} {[w.key for w in m.watch]}" for m in models]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

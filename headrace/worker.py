@@ -1,6 +1,6 @@
 """A worker: the tasks of an application in one process, on one event loop.
 
-    python -m headrace.worker PROGRAM --broker HOST:PORT --data DIR
+python -m headrace.worker PROGRAM --broker HOST:PORT --data DIR
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def serve(app: App, broker: str, data: Path) -> None:
     running = [asyncio.create_task(r.run(), name=r.task.name) for r in tasks]
     reporting = asyncio.create_task(_report(tasks))
     stopped = asyncio.create_task(stopping.wait())
-    print(f"worker ready: {len(tasks)} tasks of {app.name}", flush=True)
+    print(f"ready: {len(tasks)} tasks of {app.name}", flush=True)
     try:
         done, _ = await asyncio.wait([*running, stopped], return_when=asyncio.FIRST_COMPLETED)
         for failed in done - {stopped}:

@@ -59,7 +59,11 @@ def _watch(on: str, kind: str, make: Callable[[], Any], *, is_binary: bool = Fal
 
 def ADWIN(on: str, *, delta: float = 0.002, clock: int = 32, grace_period: int = 10) -> Watch:
     """Adaptive windowing: a change of the mean. delta bounds the false alarms (Bifet and Gavaldà, 2007)."""
-    return _watch(on, "ADWIN", lambda: river_drift.ADWIN(delta=delta, clock=clock, grace_period=grace_period))
+    return _watch(
+        on,
+        "ADWIN",
+        lambda: river_drift.ADWIN(delta=delta, clock=clock, grace_period=grace_period),  # type: ignore[no-untyped-call]
+    )
 
 
 def PageHinkley(
@@ -97,7 +101,7 @@ def HDDM_A(on: str = "error", *, drift_confidence: float = 0.001, two_sided: boo
     return _watch(
         on,
         "HDDM_A",
-        lambda: binary.HDDM_A(drift_confidence=drift_confidence, two_sided_test=two_sided),
+        lambda: binary.HDDMA(drift_confidence=drift_confidence, two_sided_test=two_sided),
         is_binary=True,
     )
 
@@ -109,7 +113,7 @@ def HDDM_W(
     return _watch(
         on,
         "HDDM_W",
-        lambda: binary.HDDM_W(drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided),
+        lambda: binary.HDDMW(drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided),
         is_binary=True,
     )
 

@@ -7,7 +7,7 @@ with the stream; scores that fall into one bin count as ties.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -111,20 +111,18 @@ class Evaluator:
     """Judges predictions as their outcomes mature, beside the baselines; publishes to `metrics.<model>`.
 
     Predictions made within the first horizon are left out: nothing could have been learnt by then.
-    baselines: by name, the feature that is itself a probability; where it is missing, the base rate stands in
     """
 
-    def __init__(self, model: Model, baselines: Mapping[str, str]) -> None:
+    def __init__(self, model: Model) -> None:
         assert model.outcome is not None, "a model without an outcome is not evaluated"
         self.name = f"evaluate.{model.name}"
         self._model = model
         self._horizon = model.outcome.within
         self._stream = f"mature.{model.name}"
-        self._baselines = dict(baselines)
         self.clear()
 
     def clear(self) -> None:
-        self._quality = {name: Quality() for name in ("", "base_", *(f"{b}_" for b in self._baselines))}
+        self._quality = {prefix: Quality() for prefix in prefixes(self._model)}
         self._first: int | None = None
         self._judged = 0
         self._reported = 0
@@ -161,7 +159,7 @@ class Evaluator:
         if at < self._first + self._horizon:
             return
         self._judged += 1
-        for prefix, score in scores(settled, self._baselines).items():
+        for prefix, score in scores(settled).items():
             self._quality[prefix].add(score, settled.outcome)
 
     def _report(self, settled: Settled) -> Record:
@@ -177,26 +175,11 @@ class Evaluator:
         return Record(f"metrics.{self._model.name}", self._model.name.encode(), msgspec.json.encode(report), 0)
 
 
-def scores(settled: Settled, baselines: Mapping[str, str]) -> dict[str, float]:
-    """The model's score and the baselines' by prefix ("", "base_", "<baseline>_")."""
-    found = {"": settled.score, "base_": settled.base}
-    for name, feature in baselines.items():
-        value = settled.features.get(feature)
-        found[f"{name}_"] = float(value) if isinstance(value, int | float) else settled.base
-    return found
+def prefixes(model: Model) -> list[str]:
+    """Before the names of metrics: nothing for the model's, `<baseline>_` for a baseline's."""
+    return ["", "base_", *(f"{name}_" for name in model.baselines)]
 
 
-def judge(outcomes: Sequence[Settled], horizon: int, baselines: Mapping[str, str]) -> dict[str, float | None]:
-    """Exact metrics of mature outcomes in order of maturity, the first horizon left out, by prefixed name."""
-    first = micros(outcomes[0].at) if outcomes else 0
-    judged = [s for s in outcomes if micros(s.at) >= first + horizon]
-    truth = np.array([s.outcome for s in judged], np.bool_)
-    table: dict[str, list[float]] = {}
-    for settled in judged:
-        for prefix, score in scores(settled, baselines).items():
-            table.setdefault(prefix, []).append(score)
-    found: dict[str, float | None] = {}
-    for prefix in ("", "base_", *(f"{b}_" for b in baselines)):
-        metrics = exact(np.array(table.get(prefix, []), np.float64), truth)
-        found.update({prefix + name: value for name, value in metrics.items()})
-    return found
+def scores(settled: Settled) -> dict[str, float]:
+    """The model's score and the baselines' by prefix."""
+    return {"": settled.score, **{f"{name}_": value for name, value in settled.baselines.items()}}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import msgspec
 from headrace.models import artifacts, versions
@@ -68,7 +69,7 @@ class Learner:
         self._touched = True
 
     def _learn(self, settled: Settled) -> None:
-        features = {name: value for name, value in settled.features.items() if value is not None}
+        features: dict[Hashable, Any] = {name: value for name, value in settled.features.items() if value is not None}
         try:
             self.estimator.learn_one(features, settled.outcome)
         except Exception as error:

@@ -11,7 +11,7 @@ from headrace.streams.errors import DeclarationError
 if TYPE_CHECKING:
     from headrace.models.drift import Watch
     from headrace.streams.event import Event
-    from headrace.streams.features import FeatureRef, Features
+    from headrace.streams.features import Features, Reference
     from headrace.streams.outcomes import Outcome
     from river import base
 
@@ -23,7 +23,7 @@ class Model:
     features:      the feature sets whose public features the model sees
     learner:       any river classifier or pipeline that ends in one; it is copied, never changed
     outcome:       where the truth comes from; without it the model is never evaluated and never learns
-    baselines:     features that are probabilities themselves, reported beside the model's quality by name
+    baselines:     features that are probabilities themselves, judged beside the model by name; a private one will do
     watch:         drift detectors; alarms go to `drift.<name>`
     publish_every: a version is published after this many outcomes learnt
     """
@@ -36,7 +36,7 @@ class Model:
         features: Sequence[type[Features]],
         learner: base.Classifier,
         outcome: Outcome | None = None,
-        baselines: Mapping[str, FeatureRef] | None = None,
+        baselines: Mapping[str, Reference] | None = None,
         watch: Sequence[Watch] = (),
         publish_every: int = 500,
     ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 from headrace.models import versions
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Change, Outputs, Record, Rows
+from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.durations import when
 from headrace.streams.log import Fetched
 from headrace.streams.outcomes import Prediction
@@ -20,10 +21,19 @@ class Scorer:
     """Scores each event of a model once, with the newest version that the registry has shown it.
 
     The prediction names the version and carries the features that made it. It is stateless: what it follows is on
-    the registry. columns: the features' names as the batch has them (`Set.name`) and as the model sees them.
+    the registry.
+
+    columns:   the features' names as the batch has them (`Set.name`) and as the model sees them
+    baselines: a name and a column each, of probabilities; where one is missing, the base rate stands in
     """
 
-    def __init__(self, model: Model, columns: Sequence[tuple[str, str]], now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        model: Model,
+        columns: Sequence[tuple[str, str]],
+        baselines: Mapping[str, str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.name = f"score.{model.name}"
         self.column = f"prediction.{model.name}"
         self._model = model.name
@@ -32,6 +42,7 @@ class Scorer:
         self._key = model.on.contract.key
         self._columns = [column for column, _ in columns]
         self._names = [name for _, name in columns]
+        self._baselines = dict(baselines)
         self._now = now
         self._prior = model.outcome.prior if model.outcome else 0.5
         self.version = versions.Loaded(f"{model.name}@0", self._prior, None)
@@ -61,6 +72,7 @@ class Scorer:
         times = batch.time[rows.at].tolist()
         published = rows.published.tolist()
         keys = rows.fields[self._key].tolist()
+        baselines = self._judged_beside(rows)
         now = self._now()
         values = []
         for i, features in enumerate(self._features(rows)):
@@ -69,7 +81,7 @@ class Scorer:
                 key=str(keys[i]),
                 at=when(times[i]),
                 score=score(self.version, features, self._prior),
-                base=self.version.rate,
+                baselines=baselines[i],
                 version=self.version.name,
                 route="embedded",
                 latency_ms=round(max(0.0, now * 1e3 - published[i] / 1e3), 1),
@@ -82,14 +94,30 @@ class Scorer:
         column[:] = values
         rows.fields[self.column] = column
 
+    def _judged_beside(self, rows: Rows) -> list[dict[str, float]]:
+        """Each row's baselines by name."""
+        rate = self.version.rate
+        columns = [np.asarray(rows.fields[c], np.float64) for c in self._baselines.values()]
+        filled = [np.where(np.isfinite(c), c, rate).tolist() for c in columns]
+        names = list(self._baselines)
+        return [{"base": rate, **dict(zip(names, row, strict=True))} for row in zip(*filled, strict=True)] or [
+            {"base": rate} for _ in range(len(rows))
+        ]
+
     def _features(self, rows: Rows) -> Iterable[dict[str, float | str | None]]:
         """Each row's features by name; None where missing."""
-        columns = [rows.fields[c].tolist() for c in self._columns]
+        columns = [_listed(rows.fields[c]) for c in self._columns]
         for values in zip(*columns, strict=True):
             yield {
                 name: None if value is None or value != value else value
                 for name, value in zip(self._names, values, strict=True)
             }
+
+
+def _listed(column: Column) -> list[Any]:
+    """Numbers as floats, as the outcome will carry them: what is learnt is what was scored."""
+    listed: list[Any] = (column if column.dtype == np.object_ else column.astype(np.float64)).tolist()
+    return listed
 
 
 def score(version: versions.Loaded, features: dict[str, float | str | None], prior: float) -> float:

@@ -49,7 +49,7 @@ class Batch:
 
     time:      int64[n], event time, microseconds
     watermark: int64[n], microseconds, the task's watermark once this row has been taken; never decreases
-    streams:   the rows of each stream by the stream's name; a stream without rows may be absent
+    streams:   the rows of each stream that has some, by the stream's name
     """
 
     time: NDArray[np.int64]

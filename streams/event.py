@@ -73,7 +73,7 @@ class _EventMeta(msgspec.StructMeta):
             if chosen not in cls.__struct_fields__:
                 known = ", ".join(cls.__struct_fields__)
                 raise DeclarationError(f"event {name}: {role}={chosen!r} is not one of its fields ({known})")
-        cls.contract = Contract(
+        cls.contract = Contract(  # type: ignore[attr-defined]
             topic=topic,
             key=key,
             time=time,

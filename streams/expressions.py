@@ -272,9 +272,7 @@ class Call(Expression):
         return OPERATIONS[self.operation].over(*columns)
 
 
-def evaluate(
-    expression: Expression, fields: Mapping[str, Column], known: dict[str, Column], rows: int
-) -> Column:
+def evaluate(expression: Expression, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:
     """The expression over the rows. known: columns already computed, by text; what is computed joins them."""
     text = expression.text
     column = known.get(text)
@@ -301,9 +299,7 @@ def _expression(value: Expression | Value) -> Expression:
         return value
     if isinstance(value, bool | int | float | str):
         return Constant(value)
-    raise DeclarationError(
-        f"{value!r} cannot be part of an expression: use fields, numbers, text or features"
-    )
+    raise DeclarationError(f"{value!r} cannot be part of an expression: use fields, numbers, text or features")
 
 
 def _float(column: Array) -> Array:

@@ -8,6 +8,7 @@ While an input is empty but not known to be idle, rows that its next row might p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from headrace.streams.batch import Batch, Record, Rows
@@ -162,7 +163,7 @@ class Merge:
             count = len(waiting)
             for bound, m in bounds:
                 if m != n:
-                    side = "right" if n < m else "left"
+                    side: Literal["left", "right"] = "right" if n < m else "left"
                     count = min(count, int(np.searchsorted(waiting, bound, side)))
             safe.append(count)
         return safe
@@ -230,7 +231,8 @@ class Merge:
                 keep[spot[j]] = False
                 refused.append(_late(source, chunk.fetched, int(rows[j])))
             parts.append((spot[on_time], chunk, first + np.flatnonzero(on_time), rows[on_time]))
-        streams[source.topic] = _rows(self.inputs[n].partition, parts)
+        if any(len(part[0]) for part in parts):
+            streams[source.topic] = _rows(self.inputs[n].partition, parts)
 
 
 def _rows(

@@ -192,11 +192,11 @@ class _Writer:
         batch = producer.create_batch()
         for r in records:
             if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
-                sent.append((batch.record_count(), await self._ask(producer.send_batch(batch, *_where(partition)))))
+                sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
                 batch = producer.create_batch()
                 if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
                     raise LogUnavailable(f"a record for {partition.topic} is larger than {BATCH_BYTES:,} bytes")
-        sent.append((batch.record_count(), await self._ask(producer.send_batch(batch, *_where(partition)))))
+        sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
         return sent  # type: ignore[return-value]
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
@@ -226,8 +226,9 @@ class _Writer:
             raise LogUnavailable(f"writing failed: {error}") from error
 
 
-def _where(partition: Partition) -> tuple[str, int]:
-    return partition.topic, partition.number
+def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> Awaitable[object]:
+    sent: Awaitable[object] = producer.send_batch(batch, partition.topic, partition=partition.number)
+    return sent
 
 
 async def _bounded(awaitable: Awaitable[T], seconds: float, what: str) -> T:

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.codecs import Decoded
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, fields
+from numpy.typing import NDArray
 
 
 class Outcome:
@@ -67,10 +67,14 @@ class Outcome:
 
     @property
     def stream(self) -> Stream:
-        """Matches as a stream that features can aggregate. Raises DeclarationError before it is known whose they are."""
+        """Matches as a stream that features can aggregate.
+
+        Raises DeclarationError before it is known whose outcomes they are.
+        """
         if self.of is None:
             raise DeclarationError("features of an Outcome need to know whose it is: write hr.Outcome(..., of=<Event>)")
-        return Stream(self.known_stream, fields(self.of), self.of.contract.lateness, self)
+        contract = self.of.contract
+        return Stream(self.known_stream, fields(self.of), contract.lateness, contract.out_of_orderness, self)
 
     @property
     def known_stream(self) -> str:
@@ -93,8 +97,7 @@ class Outcome:
             raise DeclarationError(f"Outcome: quantity={self.quantity!r} is not a number in {event.__name__}")
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(msgspec.Struct, array_like=True):
     """An open event. left: the quantity not yet taken back; labelled: its outcome is known already."""
 
     match: tuple[Any, ...]
@@ -130,8 +133,7 @@ class Match:
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         for key, value in rows:
-            match, time, left, labelled, row = msgspec.msgpack.decode(value)
-            self._add(int.from_bytes(key, "big"), _Line(tuple(match), time, left, labelled, row))
+            self._add(int.from_bytes(key, "big"), msgspec.msgpack.decode(value, type=_Line))
         for offsets in self._by_match.values():
             offsets.sort()
 
@@ -139,7 +141,7 @@ class Match:
         changes: list[Change] = []
         for offset in sorted(self._touched):
             line = self._open.get(offset)
-            packed = line and msgspec.msgpack.encode((line.match, line.time, line.left, line.labelled, line.fields))
+            packed = None if line is None else msgspec.msgpack.encode(line)
             changes.append((offset.to_bytes(8, "big"), packed))
         self._touched.clear()
         return changes
@@ -330,7 +332,7 @@ class Settle:
             watermark=when(watermark if matched else known),
             outcome=matched != self._outcome.otherwise,
             score=made.score,
-            base=made.base,
+            baselines=made.baselines,
             version=made.version,
             features=made.features,
         )
@@ -341,7 +343,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """What a model said of an event, on `predictions.<model>`.
 
     id:         the event: topic, partition, offset
-    base:       the share of True among the outcomes learnt so far: the baseline that knows no features
+    baselines:  other answers to the same question; "base" is the share of True among the outcomes learnt so far
     route:      how it was made ("embedded")
     latency_ms: from the event's publication to the prediction
     """
@@ -350,7 +352,7 @@ class Prediction(msgspec.Struct, frozen=True):
     key: str
     at: datetime
     score: float
-    base: float
+    baselines: dict[str, float]
     version: str
     route: str
     latency_ms: float
@@ -372,7 +374,7 @@ class Settled(msgspec.Struct, frozen=True):
     watermark: datetime
     outcome: bool
     score: float
-    base: float
+    baselines: dict[str, float]
     version: str
     features: dict[str, float | str | None]
 

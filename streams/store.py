@@ -83,9 +83,10 @@ class RocksStore:
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in self._db.items(from_key=prefix):
+            assert isinstance(key, bytes)
             if not key.startswith(prefix):
                 return
-            yield key[len(prefix) :], value
+            yield key[len(prefix) :], bytes(value)
 
     def write(self, changes: Iterable[Change]) -> None:
         batch = WriteBatch(raw_mode=True)

@@ -8,6 +8,7 @@ finds the others' state.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -78,6 +79,17 @@ def decoded(value: bytes) -> object:
     return tuple(found) if isinstance(found, list) else found
 
 
+def register(value: object) -> int:
+    """The HyperLogLog register of a value and its rank, as register * 64 + rank; -1 where it is missing."""
+    if value is None:
+        return -1
+    text = value.encode() if isinstance(value, str) else b"\0" + msgspec.json.encode(value)
+    hash = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+    rest = 64 - kernels.REGISTER_BITS
+    rank = rest - (hash & ((1 << rest) - 1)).bit_length() + 1
+    return (hash >> rest) * 64 + rank
+
+
 def listed(column: Column) -> list[object]:
     """A column as Python values, None where missing."""
     values: list[object] = column.tolist()
@@ -96,9 +108,9 @@ class Accumulator:
     rate: float = 0.0
 
     @property
-    def column(self) -> tuple[str, bool, bool]:
-        """Its column of values: the text, whether as floats, and whether as numbers of an index."""
-        return self.values, self.floating, self.operation == kernels.DISTINCT
+    def column(self) -> tuple[str, bool, int]:
+        """Its column of values: the text, whether floats, and the operation where it folds codes of them."""
+        return self.values, self.floating, self.operation if self.operation in _CODED else 0
 
     @property
     def width(self) -> int:
@@ -134,6 +146,7 @@ class Read:
     panes: int
     how: int
     before: bool = False
+    option: float = 0.0
 
     @property
     def floating(self) -> bool:
@@ -142,6 +155,7 @@ class Read:
         return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
 
 
+_CODED = (kernels.DISTINCT, kernels.REGISTERS)
 _FLOATS = (kernels.FSUM, kernels.FMIN, kernels.FMAX)
 
 
@@ -153,12 +167,14 @@ class Table:
     mode:  how an event's pane is numbered (`kernels.BY_TIME`, ...)
     width: microseconds of a pane
     ring:  panes that an entity keeps, counted back from its newest
+    alone: a value covers one pane, never several
     """
 
     name: str
     mode: int
     width: int
     ring: int
+    alone: bool = False
     accumulators: list[Accumulator] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
@@ -171,148 +187,216 @@ class Table:
             spec.append((a.operation, self.columns.index(a.column), first, a.floating))
             first += a.width
         self.cells_wide = first
-        self._spec = np.array(spec, np.int64).reshape(-1, 4)
-        self._rates = np.array([a.rate for a in self.accumulators], np.float64)
-        self._init = np.array([c for a in self.accumulators for c in a.init()], np.int64)
-        self._reads = np.array(
-            [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads], np.int64
-        ).reshape(-1, 4)
-        self._scratch = np.zeros(4 * max(len(self.reads), 1), np.int64)
         before = any(r.before for r in self.reads)
-        self._shape = np.array([self.mode, self.width, self.ring, before], np.int64)
+        scratch = np.zeros(4 * max(len(self.reads), 1), np.int64)
+        reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
+        self._plan = kernels.Plan(
+            shape=np.array([self.mode, self.width, self.ring, before, self.alone], np.int64),
+            spec=np.array(spec, np.int64).reshape(-1, 4),
+            rates=np.array([a.rate for a in self.accumulators], np.float64),
+            init=np.array([c for a in self.accumulators for c in a.init()], np.int64),
+            reads=np.array(reads, np.int64).reshape(-1, 4),
+            options=np.array([r.option for r in self.reads], np.float64),
+            scratch=scratch,
+            fscratch=scratch.view(np.float64),
+            sketch=np.zeros(max(kernels.ALL_BINS, self.ring + 1), np.int64),
+        )
         self._header = bytes([len(self.accumulators)]) + b"".join(a.id for a in self.accumulators)
         self._prefix = self.name.encode() + b"\x00"
-        self._distinct = [i for i, a in enumerate(self.accumulators) if a.operation == kernels.DISTINCT]
-        self._value_prefix = {
-            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00"
-            for i in self._distinct
+        operations = [a.operation for a in self.accumulators]
+        self._distinct = [i for i, o in enumerate(operations) if o == kernels.DISTINCT]
+        self._keyed = [i for i, o in enumerate(operations) if o >= kernels.DISTINCT]
+        self._lists = [spec[i][2] for i, o in enumerate(operations) if o >= kernels.FIRST_SKETCH]
+        self._entry_prefix = {
+            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00" for i in self._keyed
         }
         self.clear()
 
     def clear(self) -> None:
-        self.counters = np.zeros(6, np.int64)
-        self._head = np.full(64, -1, np.int64)
-        self._rows(64)
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
-        self._entries = np.zeros((64, 5), np.int64)
-        self._buckets = np.zeros(128, np.int64)
-        self._touched = np.zeros(0, np.int64)
         self._swept = 0
+        cells = np.zeros((64, self.cells_wide), np.int64)
+        owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
+        self._state = kernels.State(
+            head=np.full(64, -1, np.int64),
+            owner=owner,
+            pane=pane,
+            prev=prev,
+            flag=np.zeros(64, np.uint8),
+            cells=cells,
+            fcells=cells.view(np.float64),
+            free=free,
+            dirty=dirty,
+            entries=np.zeros((64, 6), np.int64),
+            buckets=np.zeros(128, np.int64),
+            touched=np.zeros(64, np.int64),
+            counters=np.zeros(6, np.int64),
+        )
 
-    def _rows(self, size: int) -> None:
-        self._owner, self._pane, self._prev, self._free, self._dirty = np.zeros((5, size), np.int64)
-        self._flag = np.zeros(size, np.uint8)
-        self._cells = np.zeros((size, self.cells_wide), np.int64)
+    @property
+    def _rows_used(self) -> int:
+        return int(self._state.counters[kernels.USED])
+
+    @property
+    def _entries_used(self) -> int:
+        return int(self._state.counters[kernels.ENTRIES])
 
     def _reserve(self, events: int) -> None:
         """Makes room, so that the kernel never has to."""
-        entities = len(self.entities)
-        if entities > len(self._head):
-            grown = np.full(2 * entities, -1, np.int64)
-            grown[: len(self._head)] = self._head
-            self._head = grown
-        needed = int(self.counters[kernels.USED]) + events
-        if needed > len(self._pane):
-            size = 2 * needed
-            for name in ("_owner", "_pane", "_prev", "_free", "_dirty", "_flag", "_cells"):
-                setattr(self, name, _grown(getattr(self, name), size))
-        if self._distinct:
-            self._reserve_entries(events * len(self._distinct))
+        state = self._state
+        if len(self.entities) > len(state.head):
+            head = np.full(2 * len(self.entities), -1, np.int64)
+            head[: len(state.head)] = state.head
+            self._state = state = state._replace(head=head)
+        needed = self._rows_used + events
+        if needed > len(state.pane):
+            grown = {k: _grown(getattr(state, k), 2 * needed) for k in _BY_ROW}
+            self._state = state._replace(**grown, fcells=grown["cells"].view(np.float64))
+        if self._keyed:
+            self._reserve_entries(events * len(self._keyed))
 
     def _reserve_entries(self, more: int) -> None:
-        needed = int(self.counters[kernels.ENTRIES]) + more
-        if needed > len(self._entries):
-            self._entries = _grown(self._entries, 2 * needed)
-        if 2 * needed > len(self._buckets):
-            self._buckets = np.zeros(1 << (4 * needed).bit_length(), np.int64)
-            kernels.rehash(self._entries, self._buckets, int(self.counters[kernels.ENTRIES]))
-        touched = int(self.counters[kernels.ENTRIES_TOUCHED]) + more
-        if touched > len(self._touched):
-            self._touched = _grown(self._touched, 2 * touched)
+        state, needed = self._state, self._entries_used + more
+        touched = int(state.counters[kernels.ENTRIES_TOUCHED]) + more
+        if touched > len(state.touched):
+            state = state._replace(touched=_grown(state.touched, 2 * touched))
+        if needed > len(state.entries):
+            state = state._replace(entries=_grown(state.entries, 2 * needed))
+        self._state = state
+        if 2 * needed > len(state.buckets):
+            self._state = state._replace(buckets=np.zeros(1 << (4 * needed).bit_length(), np.int64))
+            kernels.reindex(self._plan, self._state)
 
-    def advance(
-        self, at: Ints, slots: Ints, time: Ints, values: Ints, r_at: Ints, r_slots: Ints, r_time: Ints
-    ) -> Ints:
-        """Folds the events at positions `at` and reads rows at positions `r_at`: int64[read, row].
-
-        values: int64[column of `columns`, event], the bits of floats.
-        """
-        self._reserve(len(at))
-        out = np.empty((len(self.reads), len(r_at)), np.int64)
-        kernels.advance(
-            self._shape, at, slots, time, values, values.view(np.float64), r_at, r_slots, r_time, self._spec,
-            self._rates, self._init, self._reads, self._head, self._owner, self._pane, self._prev, self._flag,
-            self._cells, self._cells.view(np.float64), self._free, self._dirty, self._entries, self._buckets,
-            self._touched, self.counters, self._scratch, self._scratch.view(np.float64), out,
-            out.view(np.float64),
-        )  # fmt: skip
+    def advance(self, events: kernels.Events, wanted: kernels.Events) -> Ints:
+        """Takes the events and reads the wanted rows: int64[read, wanted row], the bits of floats."""
+        self._reserve(len(events.at))
+        out = np.empty((len(self.reads), len(wanted.at)), np.int64)
+        kernels.advance(self._plan, self._state, events, wanted, out, out.view(np.float64))
         return out
+
+    def advance_merging(
+        self, events: kernels.Events, wanted: kernels.Events, merges: Iterable[tuple[int, int, int, int]]
+    ) -> Ints:
+        """`advance`, but before position `at` is taken, pane `gone` of an entity is absorbed by pane `into`.
+
+        merges: (at, slot, gone, into), ascending.
+        """
+        found, begin = [], -1
+        for at, slot, gone, into in merges:
+            found.append(self.advance(between(events, begin, at), between(wanted, begin, at)))
+            self.absorb(slot, gone, into)
+            begin = at
+        found.append(self.advance(between(events, begin), between(wanted, begin)))
+        return found[0] if len(found) == 1 else np.ascontiguousarray(np.concatenate(found, axis=1))
+
+    def cell(self, accumulator: Accumulator) -> int:
+        """The first cell of an accumulator."""
+        return int(self._plan.spec[self.accumulators.index(accumulator), 2])
+
+    def absorb(self, slot: int, gone: int, into: int) -> None:
+        """Merges one pane of an entity into another, and deletes it."""
+        entries = self._state.entries[: self._entries_used]
+        held = int(np.count_nonzero((entries[:, 0] == slot) & (entries[:, 1] == gone)))
+        self._reserve(1)
+        self._reserve_entries(held)
+        kernels.absorb(slot, gone, into, self._plan, self._state)
+
+    def drop(self, slots: Ints, numbers: Ints) -> None:
+        """Deletes these panes."""
+        self._reserve(0)
+        kernels.drop(slots, numbers, self._state)
+
+    def panes(self) -> tuple[Ints, Ints, Ints]:
+        """Entity, number and cells of every pane."""
+        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._held())
+        return self._state.owner[rows], self._state.pane[rows], self._state.cells[rows]
+
+    def _held(self) -> NDArray[np.bool_]:
+        held = np.ones(self._rows_used, np.bool_)
+        held[self._state.free[: self._state.counters[kernels.FREE]]] = False
+        return held
+
+    def newest(self, slots: Ints) -> Ints:
+        """The number of each entity's newest pane, -1 where it has none."""
+        self._reserve(0)
+        head = self._state.head[slots]
+        return np.where(head < 0, -1, self._state.pane[head])
 
     @property
     def ignored(self) -> int:
         """Events that came after their pane had left the ring."""
-        return int(self.counters[kernels.IGNORED])
+        return int(self._state.counters[kernels.IGNORED])
 
     def changes(self, into: list[Change]) -> None:
         """Appends the rows touched since the last call."""
-        touched = self._dirty[: self.counters[kernels.TOUCHED]]
+        touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
         if len(touched):
             self._pane_changes(touched, into)
-        if self._distinct:
-            self._value_changes(into)
+        if self._keyed:
+            self._entry_changes(into)
 
     def _pane_changes(self, touched: Ints, into: list[Change]) -> None:
-        dead = self._flag[touched] & kernels.DEAD != 0
-        numbers, panes = self._pane[touched], self._pane[touched]
-        if self.mode == kernels.BY_NUMBER:
-            numbers = panes % self.ring  # a later pane takes the row of the one that left the ring
-        rows = np.column_stack((panes, self._cells[touched])).tobytes()
+        state = self._state
+        dead = state.flag[touched] & kernels.DEAD != 0
+        panes, cells = state.pane[touched], state.cells[touched]
+        cells[:, self._lists] = 0
+        # Where panes are numbered by count, a later one takes the row of the one that left the ring.
+        numbers = panes % self.ring if self.mode == kernels.BY_COUNT else panes
+        rows = np.column_stack((panes, cells)).tobytes()
         wide = 8 * (1 + self.cells_wide)
         prefix, header, encoded = self._prefix, self._header, self.entities.encoded
         positions = numbers.astype(">i8").tobytes()
-        slots = self._owner[touched].tolist()
+        slots = state.owner[touched].tolist()
         for k, (slot, gone) in enumerate(zip(slots, dead.tolist(), strict=True)):
             key = prefix + encoded(slot) + positions[8 * k : 8 * k + 8]
             if not gone:
                 into.append((key, header + rows[wide * k : wide * k + wide]))
-            elif self.mode != kernels.BY_NUMBER:
+            elif self.mode != kernels.BY_COUNT:
                 into.append((key, None))
-        self._flag[touched] = 0
+        state.flag[touched] = 0
         gone_rows = touched[dead]
-        free = int(self.counters[kernels.FREE])
-        self._free[free : free + len(gone_rows)] = gone_rows
-        self.counters[kernels.FREE] += len(gone_rows)
-        self.counters[kernels.TOUCHED] = 0
+        free = int(state.counters[kernels.FREE])
+        state.free[free : free + len(gone_rows)] = gone_rows
+        state.counters[kernels.FREE] += len(gone_rows)
+        state.counters[kernels.TOUCHED] = 0
 
-    def _value_changes(self, into: list[Change]) -> None:
-        touched = np.unique(self._touched[: self.counters[kernels.ENTRIES_TOUCHED]])
-        self.counters[kernels.ENTRIES_TOUCHED] = 0
-        for slot, number, acc, value, last in self._entries[touched].tolist():
-            into.append((self._value_key(slot, number, acc, value), _NUMBER.pack(last)))
+    def _entry_changes(self, into: list[Change]) -> None:
+        state = self._state
+        touched = np.unique(state.touched[: state.counters[kernels.ENTRIES_TOUCHED]])
+        state.counters[kernels.ENTRIES_TOUCHED] = 0
+        for entry in state.entries[touched].tolist():
+            into.append((self._entry_key(entry), _NUMBER.pack(entry[4])))
         self._sweep(into)
 
-    def _value_key(self, slot: int, number: int, acc: int, value: int) -> bytes:
+    def _entry_key(self, entry: list[int]) -> bytes:
+        slot, number, acc, value = entry[:4]
         entity = self.entities.encoded(slot)
-        content = self.values[self.accumulators[acc].values].encoded(value)
-        return b"".join(
-            (self._value_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity)))
-        )
+        index = self.values.get(self.accumulators[acc].values) if acc in self._distinct else None
+        content = _NUMBER.pack(value) if index is None else index.encoded(value)
+        return b"".join((self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity))))
 
     def _sweep(self, into: list[Change]) -> None:
-        """Drops the values last seen in a pane that has left the ring, once they may be half of all."""
-        count = int(self.counters[kernels.ENTRIES])
+        """Drops the entries of panes that are no more, once they may be half of all."""
+        count = self._entries_used
         if self.mode == kernels.ALL_TIME or count < 2 * self._swept + 1024:
             return
-        entries = self._entries[:count]
-        heads = self._head[entries[:, 0]]
-        gone = entries[:, 4] <= self._pane[heads] - self.ring
-        for slot, number, acc, value, _ in entries[gone].tolist():
-            into.append((self._value_key(slot, number, acc, value), None))
+        state, entries = self._state, self._state.entries[:count]
+        if self.mode == kernels.GIVEN:
+            owners, numbers, _ = self.panes()
+            live = set(zip(owners.tolist(), numbers.tolist(), strict=True))
+            pairs = zip(entries[:, 0].tolist(), entries[:, 1].tolist(), strict=True)
+            gone = np.fromiter((pair not in live for pair in pairs), np.bool_, count)
+        else:
+            moving = np.isin(entries[:, 2], self._distinct)
+            last = np.where(moving, entries[:, 4], entries[:, 1])
+            gone = last <= state.pane[state.head[entries[:, 0]]] - self.ring
+        for entry in entries[gone].tolist():
+            into.append((self._entry_key(entry), None))
         kept = entries[~gone]
-        self._entries[: len(kept)] = kept
-        self.counters[kernels.ENTRIES] = self._swept = len(kept)
-        self._buckets[:] = 0
-        kernels.rehash(self._entries, self._buckets, len(kept))
+        state.entries[: len(kept)] = kept
+        state.counters[kernels.ENTRIES] = self._swept = len(kept)
+        state.buckets[:] = 0
+        kernels.reindex(self._plan, state)
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes rows of this table as `changes` gave them, into an empty table.
@@ -321,8 +405,8 @@ class Table:
         """
         panes: list[bytes] = []
         slots: list[int] = []
-        values: list[tuple[int, ...]] = []
-        by_prefix = {prefix: i for i, prefix in self._value_prefix.items()}
+        entries: list[tuple[int, ...]] = []
+        by_prefix = {prefix: i for i, prefix in self._entry_prefix.items()}
         wide = len(self._header) + 8 * (1 + self.cells_wide)
         for key, value in rows:
             cut = key.index(b"\x00") + 1
@@ -331,9 +415,14 @@ class Table:
                 plain = len(value) == wide and value.startswith(self._header)
                 panes.append(value[len(self._header) :] if plain else self._converted(value))
             elif key[:cut] in by_prefix:
-                values.append(self._read_value(by_prefix[key[:cut]], key[cut:], value))
+                entries.append(self._read_entry(by_prefix[key[:cut]], key[cut:], value))
         self._load_panes(slots, np.frombuffer(b"".join(panes), np.int64).reshape(-1, 1 + self.cells_wide))
-        self._load_values(values)
+        self._reserve(0)
+        self._reserve_entries(len(entries))
+        self._state.entries[: len(entries)] = np.array(entries, np.int64).reshape(-1, 6)
+        self._state.counters[kernels.ENTRIES] = self._swept = len(entries)
+        self._state.buckets[:] = 0
+        kernels.reindex(self._plan, self._state)
 
     def _converted(self, value: bytes) -> bytes:
         """A row of other accumulators: what is known is kept, what is new begins empty."""
@@ -350,37 +439,45 @@ class Table:
             raise StateError(
                 f"a row of table {self.name} cannot be read ({error}): rebuild the state from the log"
             ) from error
-        return pane + b"".join(
-            found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators
-        )
+        return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
 
     def _load_panes(self, slots: list[int], rows: Ints) -> None:
         self._reserve(len(slots))
-        count = len(slots)
+        state, count = self._state, len(slots)
         order = np.lexsort((rows[:, 0], np.array(slots, np.int64)))
-        owner, pane = np.array(slots, np.int64)[order], rows[order, 0]
-        self._owner[:count], self._pane[:count] = owner, pane
-        self._cells[:count] = rows[order, 1:]
-        last = np.append(owner[1:] != owner[:-1], True)[:count]
-        first = np.append(True, owner[1:] != owner[:-1])[:count]
-        self._prev[:count] = np.where(first, -1, np.arange(count) - 1)
-        self._head[owner[last]] = np.flatnonzero(last)
-        self.counters[kernels.USED] = count
+        owner = np.array(slots, np.int64)[order]
+        state.owner[:count], state.pane[:count], state.cells[:count] = owner, rows[order, 0], rows[order, 1:]
+        begins = np.append(True, owner[1:] != owner[:-1])[:count]
+        ends = np.append(owner[1:] != owner[:-1], True)[:count]
+        state.prev[:count] = np.where(begins, -1, np.arange(count) - 1)
+        state.head[owner[ends]] = np.flatnonzero(ends)
+        state.counters[kernels.USED] = count
 
-    def _read_value(self, acc: int, key: bytes, value: bytes) -> tuple[int, ...]:
+    def _read_entry(self, acc: int, key: bytes, value: bytes) -> tuple[int, ...]:
         (length,) = _LENGTH.unpack(key[-4:])
         (number,) = _NUMBER.unpack(key[-12:-4])
         slot = self.entities.number(decoded(key[:length]))
-        content = self.values[self.accumulators[acc].values].number(decoded(key[length:-12]))
-        return slot, number, acc, content, *_NUMBER.unpack(value)
+        content = key[length:-12]
+        if acc in self._distinct:
+            item = self.values[self.accumulators[acc].values].number(decoded(content))
+        else:
+            (item,) = _NUMBER.unpack(content)
+        return slot, number, acc, item, *_NUMBER.unpack(value), 0
 
-    def _load_values(self, values: list[tuple[int, ...]]) -> None:
-        self._reserve(0)
-        self._reserve_entries(len(values))
-        self._entries[: len(values)] = np.array(values, np.int64).reshape(-1, 5)
-        self.counters[kernels.ENTRIES] = len(values)
-        self._buckets[:] = 0
-        kernels.rehash(self._entries, self._buckets, len(values))
+
+_BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
+
+
+def between(events: kernels.Events, begin: int, end: int | None = None) -> kernels.Events:
+    """The events at positions from `begin` up to and without `end`."""
+    low = int(np.searchsorted(events.at, begin))
+    high = len(events.at) if end is None else int(np.searchsorted(events.at, end))
+    if low == 0 and high == len(events.at):
+        return events
+    number = events.number[low:high] if len(events.number) else events.number
+    values = np.ascontiguousarray(events.values[:, low:high])
+    cut = events.at[low:high], events.slot[low:high], events.time[low:high]
+    return kernels.Events(*cut, number, values, values.view(np.float64))
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:

@@ -94,9 +94,7 @@ def sliding(size: str, every: str | None = None, pane: str | None = None) -> Sli
             f"sliding({size!r}, every={every!r}): `every` may be the size to a {MOST_COPIES}th of it"
         )
     if width % grain or width // grain > MOST_PANES:
-        raise DeclarationError(
-            f"sliding({size!r}, pane={pane!r}): the size must be 1 to {MOST_PANES} whole panes"
-        )
+        raise DeclarationError(f"sliding({size!r}, pane={pane!r}): the size must be 1 to {MOST_PANES} whole panes")
     return Sliding(width, grain, step)
 
 

@@ -205,9 +205,7 @@ def offset_fetch(call: Call) -> Fields:
     return _fetch_offsets(call, request.group_id, request.topics, stable)
 
 
-def _fetch_offsets(
-    call: Call, group_id: str, wanted: Iterable[Message] | None, stable: bool
-) -> dict[str, Any]:
+def _fetch_offsets(call: Call, group_id: str, wanted: Iterable[Message] | None, stable: bool) -> dict[str, Any]:
     try:
         check_group_id(group_id)
     except Refusal as refusal:

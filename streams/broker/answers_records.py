@@ -8,7 +8,7 @@ from kio.schema.errors import ErrorCode
 
 from .batches import LEADER_EPOCH, receive_batch, with_append_time
 from .call import Call
-from .errors import Refusal
+from .errors import Refusal, Unanswerable
 from .log import Append, PartitionLog
 from .messages import Fields, Message, milliseconds, moment
 from .store import Change
@@ -26,7 +26,7 @@ def produce(call: Call) -> Fields | None:
     request = call.request
     change = Change()
     staged: dict[tuple[str, int], tuple[PartitionLog, Append]] = {}
-    responses = []
+    responses: list[dict[str, Any]] = []
     for topic in request.topic_data:
         answers = []
         for partition in topic.partition_data:
@@ -49,7 +49,13 @@ def produce(call: Call) -> Fields | None:
         call.node.store.commit(change)
         for log, append in staged.values():
             log.apply(append)
-    return {"responses": responses} if request.acks else None
+    if request.acks != 0:
+        return {"responses": responses}
+    for topic in responses:
+        for answer in topic["partition_responses"]:
+            if "error_code" in answer:
+                raise Unanswerable(f"A batch without acknowledgement was refused: {answer['error_message']}")
+    return None
 
 
 def _produce_one(
@@ -145,9 +151,7 @@ def _fetch_now(call: Call) -> tuple[Fields, bool]:
     return {"responses": responses}, enough
 
 
-def _fetch_one(
-    call: Call, topic: str, wanted: Message, left: int, *, first: bool
-) -> tuple[dict[str, Any], int]:
+def _fetch_one(call: Call, topic: str, wanted: Message, left: int, *, first: bool) -> tuple[dict[str, Any], int]:
     log = call.node.topics.partition(topic, wanted.partition)
     _check_epoch(getattr(wanted, "current_leader_epoch", -1))
     committed_only = call.request.isolation_level == _READ_COMMITTED

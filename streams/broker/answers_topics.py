@@ -105,9 +105,7 @@ def create_topics(call: Call) -> Fields:
     answers = []
     for topic in call.request.topics:
         if named[topic.name] > 1:
-            answers.append(
-                _refused(topic.name, ErrorCode.invalid_request, "The request names the topic twice.")
-            )
+            answers.append(_refused(topic.name, ErrorCode.invalid_request, "The request names the topic twice."))
             continue
         try:
             answers.append(_create(call, topic))
@@ -159,9 +157,7 @@ def _partition_count(call: Call, wanted: Message) -> int:
             raise Refusal(ErrorCode.invalid_request, "Give assignments, or counts, but not both.")
         indexes = sorted(assignment.partition_index for assignment in wanted.assignments)
         if indexes != list(range(len(indexes))):
-            raise Refusal(
-                ErrorCode.invalid_replica_assignment, "Partitions are numbered from 0 without gaps."
-            )
+            raise Refusal(ErrorCode.invalid_replica_assignment, "Partitions are numbered from 0 without gaps.")
         _check_replicas(wanted.assignments)
         return len(indexes)
     if wanted.replication_factor not in (-1, 1):
@@ -208,9 +204,7 @@ def create_partitions(call: Call) -> Fields:
             topic = call.node.topics.known(wanted.name)
             if wanted.assignments is not None:
                 if len(wanted.assignments) != wanted.count - len(topic.partitions):
-                    raise Refusal(
-                        ErrorCode.invalid_replica_assignment, "Assign the new partitions, and only them."
-                    )
+                    raise Refusal(ErrorCode.invalid_replica_assignment, "Assign the new partitions, and only them.")
                 _check_replicas(wanted.assignments)
             call.node.topics.grow(topic, wanted.count, validate_only=call.request.validate_only)
         except Refusal as refusal:
@@ -243,9 +237,7 @@ def _entries(call: Call, resource: Message, synonyms: bool) -> list[dict[str, An
         return []  # a local broker is configured where it is started
     topic = _configured_topic(call, resource)
     wanted = resource.configuration_keys
-    return [
-        _entry(topic, name, synonyms) for name in SETTINGS if wanted is None or not wanted or name in wanted
-    ]
+    return [_entry(topic, name, synonyms) for name in SETTINGS if wanted is None or not wanted or name in wanted]
 
 
 def _entry(topic: Topic, name: str, synonyms: bool) -> dict[str, Any]:
@@ -305,9 +297,7 @@ def _altered(topic: Topic, entries: Iterable[Message]) -> Mapping[str, str]:
             configs[entry.name] = entry.value
         elif entry.config_operation == _DELETE:
             configs.pop(entry.name, None)
-            check_configs(
-                {entry.name: SETTINGS[entry.name].default} if entry.name in SETTINGS else {entry.name: ""}
-            )
+            check_configs({entry.name: SETTINGS[entry.name].default} if entry.name in SETTINGS else {entry.name: ""})
         elif entry.config_operation in (_APPEND, _SUBTRACT):
             configs[entry.name] = _list_altered(configs, entry)
         else:

@@ -29,9 +29,7 @@ def _api_versions(call: Call) -> Fields:
 
 
 def versions_answer(error: ErrorCode) -> Fields:
-    keys = [
-        {"api_key": api.key, "min_version": api.oldest, "max_version": api.newest} for api in APIS.values()
-    ]
+    keys = [{"api_key": api.key, "min_version": api.oldest, "max_version": api.newest} for api in APIS.values()]
     return {"error_code": error, "api_keys": keys}
 
 

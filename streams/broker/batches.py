@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import google_crc32c
-from aiokafka.record.default_records import (  # type: ignore[import-untyped]
-    DefaultRecordBatch,
-    DefaultRecordBatchBuilder,
-)
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kio.schema.errors import ErrorCode
 
 from .errors import Refusal
@@ -90,9 +87,7 @@ def following_sequence(sequence: int, steps: int) -> int:
 
 def read_batch(data: bytes) -> Batch:
     """The header of a batch the broker itself has stored."""
-    base, _, _, _, _, attributes, delta, first, latest, pid, epoch, sequence, count = _HEADER.unpack_from(
-        data
-    )
+    base, _, _, _, _, attributes, delta, first, latest, pid, epoch, sequence, count = _HEADER.unpack_from(data)
     return Batch(data, base, attributes, delta, first, latest, pid, epoch, sequence, count)
 
 
@@ -100,10 +95,10 @@ def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
     """
     The one batch of a produce request, checked as a broker must before it trusts it.
 
-    :raises Refusal: CORRUPT_MESSAGE, MESSAGE_TOO_LARGE, INVALID_RECORD or UNSUPPORTED_FOR_MESSAGE_FORMAT.
+    :raises Refusal: CORRUPT_MESSAGE, MESSAGE_TOO_LARGE or INVALID_RECORD.
     """
     if records is None or len(records) < _HEADER.size:
-        raise Refusal(ErrorCode.corrupt_message, "The record batch is shorter than its header.")
+        raise Refusal(ErrorCode.invalid_record, "The record batch is shorter than its header.")
     if len(records) > max_bytes:
         raise Refusal(
             ErrorCode.message_too_large,
@@ -112,14 +107,11 @@ def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
     fields = _HEADER.unpack_from(records)
     _, length, _, magic, crc, attributes, last_delta = fields[:7]
     if magic != 2:
-        raise Refusal(
-            ErrorCode.unsupported_for_message_format,
-            f"Only record batches of magic 2 are taken, not {magic}.",
-        )
-    if length + 12 < len(records):
-        raise Refusal(ErrorCode.invalid_record, "A produce request carries one record batch for a partition.")
-    if length + 12 > len(records) or google_crc32c.value(records[_ATTRIBUTES_AT:]) != crc:
-        raise Refusal(ErrorCode.corrupt_message, "The record batch does not match its length or check sum.")
+        raise Refusal(ErrorCode.invalid_record, f"Only record batches of magic 2 are taken, not {magic}.")
+    if length + 12 != len(records):
+        raise Refusal(ErrorCode.invalid_record, "A produce request carries one whole batch for a partition.")
+    if google_crc32c.value(records[_ATTRIBUTES_AT:]) != crc:
+        raise Refusal(ErrorCode.corrupt_message, "The record batch does not match its check sum.")
     count = fields[12]
     if attributes & _CONTROL or count < 1 or count != last_delta + 1 or attributes & _CODEC > _LAST_CODEC:
         raise Refusal(
@@ -181,9 +173,7 @@ def records_of(batch: Batch) -> Iterator[Record]:
     try:
         yield from DefaultRecordBatch(batch.data)
     except Exception as error:  # aiokafka: a codec that is missing, or bytes that are not records
-        raise Refusal(
-            ErrorCode.unsupported_compression_type, f"The records cannot be read: {error}."
-        ) from error
+        raise Refusal(ErrorCode.unsupported_compression_type, f"The records cannot be read: {error}.") from error
 
 
 def offset_at_time(batch: Batch, timestamp: int) -> tuple[int, int]:

@@ -129,9 +129,7 @@ class Cleaner:
             assert batch is not None, "a span without its batch"
             yield batch
 
-    def _compact_step(
-        self, topic: Topic, log: PartitionLog, position: int, newest: _Newest
-    ) -> tuple[int, int]:
+    def _compact_step(self, topic: Topic, log: PartitionLog, position: int, newest: _Newest) -> tuple[int, int]:
         """Rewrites some batches; gives the next position and the bytes that were kept."""
         change = Change()
         freed = kept_size = 0
@@ -146,8 +144,13 @@ class Cleaner:
             after = batch.last_offset + 1
         bounds = replace(log.bounds, size=log.bounds.size - freed)
         change.put(partition_key(log.number), pack_bounds(bounds))
+        # An aborted transaction is forgotten in the step that takes its marker; its records went before.
+        # Were it told to readers without the marker, they would skip what its producer committed afterwards.
+        change.delete_range(aborted_key(log.number, position), aborted_key(log.number, after))
         self._store.commit(change)
         log.bounds = bounds
+        log.aborted = [aborted for aborted in log.aborted if aborted.last_offset >= after]
+        log.read_from_store_below(after)
         last_step = next(iter(self._step(log, after, newest.upper)), None) is None
         return newest.upper if last_step else after, kept_size
 
@@ -164,14 +167,11 @@ class Cleaner:
         change.put(span_key(log.number, last), pack_span(replaced))
 
     def _finish(self, log: PartitionLog, upper: int, kept_size: int) -> None:
-        """The records of these aborted transactions are gone, so readers need not be told of them."""
         change = Change()
-        change.delete_range(aborted_key(log.number, 0), aborted_key(log.number, upper))
         bounds = replace(log.bounds, cleaned=upper, clean_size=kept_size)
         change.put(partition_key(log.number), pack_bounds(bounds))
         self._store.commit(change)
         log.bounds = bounds
-        log.aborted = [aborted for aborted in log.aborted if aborted.last_offset >= upper]
 
     # Producers.
 

@@ -76,9 +76,7 @@ class GroupCoordinator:
             if request.member_id != "":
                 raise Refusal(ErrorCode.unknown_member_id, f"There is no group {group_id!r}.")
             if len(self._groups) >= self._limits.groups:
-                raise Refusal(
-                    ErrorCode.group_max_size_reached, f"The broker has {self._limits.groups} groups."
-                )
+                raise Refusal(ErrorCode.group_max_size_reached, f"The broker has {self._limits.groups} groups.")
             group = self._new(group_id)
             group.join(request, reply, now_ms)  # only a group that someone could join is kept
             self._groups[group_id] = group

@@ -23,6 +23,10 @@ class FrameMalformed(BrokerError):
     """A client sent bytes that are not a request; its connection is closed."""
 
 
+class Unanswerable(BrokerError):
+    """A produce request that wants no answer was refused; as in Kafka, its connection is closed instead."""
+
+
 class Refusal(Exception):
     """A request, or one partition of it, that is answered with a protocol error code."""
 

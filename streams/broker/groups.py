@@ -119,9 +119,7 @@ class Group:
         The metadata is the client's business; a name that is somewhere in it errs on the side of keeping
         offsets.
         """
-        return any(
-            topic.encode() in metadata for member in self.members.values() for _, metadata in member.protocols
-        )
+        return any(topic.encode() in metadata for member in self.members.values() for _, metadata in member.protocols)
 
     # Joining.
 
@@ -152,9 +150,7 @@ class Group:
 
     def _check_member(self, member_id: str, instance_id: str | None) -> Member:
         if instance_id is not None and self._instances.get(instance_id, member_id) != member_id:
-            raise Refusal(
-                ErrorCode.fenced_instance_id, f"Another member has taken the instance id {instance_id!r}."
-            )
+            raise Refusal(ErrorCode.fenced_instance_id, f"Another member has taken the instance id {instance_id!r}.")
         member = self.members.get(member_id)
         if member is None:
             raise Refusal(ErrorCode.unknown_member_id, f"Group {self.id!r} has no member {member_id!r}.")
@@ -326,8 +322,7 @@ class Group:
 
     def _all_metadata(self) -> tuple[tuple[str, str | None, bytes], ...]:
         return tuple(
-            (member.id, member.instance_id, member.metadata(self.protocol))
-            for member in self.members.values()
+            (member.id, member.instance_id, member.metadata(self.protocol)) for member in self.members.values()
         )
 
     # Syncing and staying.

@@ -46,7 +46,7 @@ class Limits:
     # and log.cleaner.backoff.ms (15 s).
     cleaning_interval_ms: int = 15_000
     # One step of compaction or retention, after which requests are served again.
-    cleaning_step_bytes: int = 1024 * 1024
+    cleaning_step_bytes: int = 256 * 1024
     # Keys that one compaction remembers (about 150 bytes each); what lies above is compacted in the next
     # round.
     compaction_keys: int = 500_000

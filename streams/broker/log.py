@@ -34,6 +34,8 @@ from .store import (
     span_key,
 )
 
+# What Python takes for a batch in the cache beside its bytes; lone records would else fill it tenfold.
+_CACHED_OVERHEAD_BYTES = 300
 _BOUNDS = struct.Struct(">qqqqqq")
 _SPAN = struct.Struct(">qqqi")
 _ABORTED = struct.Struct(">qqq")
@@ -101,6 +103,7 @@ class TailCache:
         self.size = 0
 
     def add(self, log: "PartitionLog", size: int) -> None:
+        size += _CACHED_OVERHEAD_BYTES
         self._order.append((log, size))
         self.size += size
         while self.size > self._limit:
@@ -124,6 +127,7 @@ class PartitionLog:
         self._cache = cache
         self._tail: list[_Cached] = []
         self._tail_head = 0
+        self._cached_from = 0
         self.bounds = Bounds()
         self._load()
 
@@ -193,9 +197,7 @@ class PartitionLog:
         )
         last = batch.last_offset
         change.put(batch_key(self.number, last), data)
-        change.put(
-            span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, len(data))
-        )
+        change.put(span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, len(data)))
         change.put(partition_key(self.number), pack_bounds(bounds))
         if state is not None:
             change.put(producer_key(self.number, batch.producer_id), state.pack())
@@ -203,9 +205,7 @@ class PartitionLog:
 
     def apply(self, append: Append) -> None:
         """Into memory, once committed; readers that wait are told."""
-        assert append.batch.base_offset == self.end, (
-            "appends are applied in the order in which they were staged"
-        )
+        assert append.batch.base_offset == self.end, "appends are applied in the order in which they were staged"
         self.bounds = append.bounds
         if append.producer is not None:
             producer_id = append.batch.producer_id
@@ -240,9 +240,7 @@ class PartitionLog:
         :raises Refusal: OFFSET_OUT_OF_RANGE.
         """
         if not self.start <= offset <= self.end:
-            raise Refusal(
-                ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}."
-            )
+            raise Refusal(ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}.")
         found: list[bytes] = []
         if offset >= upper:
             return found
@@ -256,8 +254,7 @@ class PartitionLog:
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
         tail, head = self._tail, self._tail_head
-        # Below `cleaned` the store has what compaction left, and the cache what it took away.
-        if head < len(tail) and offset > tail[head].last_offset and offset >= self.bounds.cleaned:
+        if head < len(tail) and offset > tail[head].last_offset and offset >= self._cached_from:
             at = bisect_left(tail, offset, lo=head, key=lambda cached: cached.last_offset)
             for cached in tail[at:]:
                 yield cached.last_offset, cached.data
@@ -265,6 +262,10 @@ class PartitionLog:
         prefix = partition_prefixes(self.number)[1]
         for key, data in self._store.scan(prefix, batch_key(self.number, offset)):
             yield int.from_bytes(key[-8:]), data
+
+    def read_from_store_below(self, offset: int) -> None:
+        """The store has what compaction left there; the cache still has what it took away."""
+        self._cached_from = max(self._cached_from, offset)
 
     def spans(self, offset: int) -> Iterator[Span]:
         """Batches from the one that holds `offset` on, without reading records."""
@@ -330,9 +331,9 @@ class PartitionLog:
             if span.last_offset >= start:
                 break
             freed += span.size
-        change.delete_range(batch_key(self.number, 0), batch_key(self.number, start))
-        change.delete_range(span_key(self.number, 0), span_key(self.number, start))
-        change.delete_range(aborted_key(self.number, 0), aborted_key(self.number, start))
+        # From the old start and not from 0: ranges that overlap would pile up and slow down every seek.
+        for key in (batch_key, span_key, aborted_key):
+            change.delete_range(key(self.number, self.start), key(self.number, start))
         bounds = replace(self.bounds, start=start, size=self.bounds.size - freed)
         change.put(partition_key(self.number), pack_bounds(bounds))
         return bounds

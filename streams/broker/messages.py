@@ -80,9 +80,7 @@ def read_request(frame: bytes, envelope: Envelope) -> Message:
             f"A request of API {envelope.api_key} version {envelope.version} could not be read: {error!r}."
         ) from error
     if start + size != len(frame):
-        raise FrameMalformed(
-            f"A request of API {envelope.api_key} version {envelope.version} has bytes after its end."
-        )
+        raise FrameMalformed(f"A request of API {envelope.api_key} version {envelope.version} has bytes after its end.")
     return message
 
 
@@ -137,17 +135,17 @@ def _request_reader(api_key: int, version: int) -> tuple[Callable[[bytes, int], 
 @cache
 def _response_writer(api_key: int, version: int) -> tuple[Callable[[Fields], Message], Any, bool]:
     schema = load_response_schema(api_key, version)
-    return _builder(schema), entity_writer(schema), bool(schema.__header_schema__.__flexible__)
+    return builder(schema), entity_writer(schema), bool(schema.__header_schema__.__flexible__)
 
 
-def _builder(schema: type[Any]) -> Callable[[Fields], Message]:
+def builder(schema: type[Any]) -> Callable[[Fields], Message]:
     """A function that makes `schema` from a mapping, which may hold names of other versions."""
     nested: list[tuple[str, Callable[[Fields], Message]]] = []
     plain: list[tuple[str, Any]] = []
     for field in dataclasses.fields(schema):
         inner = _entity_in(field.type)
         if inner is not None and _is_tuple(field.type):
-            nested.append((field.name, _builder(inner)))
+            nested.append((field.name, builder(inner)))
         elif field.default is not dataclasses.MISSING:
             plain.append((field.name, field.default))
         else:

@@ -16,7 +16,7 @@ from kio.schema.errors import ErrorCode
 from .api import API_VERSIONS, APIS, versions_answer
 from .call import Call
 from .clock import Clock, SystemClock
-from .errors import AddressRefused, BrokerError, FrameMalformed
+from .errors import AddressRefused, BrokerError, FrameMalformed, Unanswerable
 from .limits import Limits
 from .messages import Envelope, client_id, read_envelope, read_request, write_response
 from .metrics import Metrics
@@ -172,6 +172,8 @@ class Broker:
         except FrameMalformed as error:
             node.metrics.malformed.inc()
             log.warning("The connection of %s was closed: %s", writer.get_extra_info("peername"), error)
+        except Unanswerable as error:
+            log.info("The connection of %s was closed: %s", writer.get_extra_info("peername"), error)
         except (asyncio.IncompleteReadError, OSError):
             pass  # the client has gone
         except asyncio.CancelledError:
@@ -213,6 +215,8 @@ class Broker:
         try:
             answer = api.answer(call)
             fields = await answer if isawaitable(answer) else answer
+        except Unanswerable:
+            raise
         except Exception:
             node.metrics.failures.labels(api.name).inc()
             raise

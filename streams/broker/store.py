@@ -63,8 +63,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, fsync: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(folder), _options())
         except Exception as error:  # rocksdict raises plain exceptions; the text is all there is
             if "lock" in str(error).lower():
@@ -83,9 +83,7 @@ class Store:
             self.commit(change)
         elif found != FORMAT:
             self.close()
-            raise FolderUnreadable(
-                f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}."
-            )
+            raise FolderUnreadable(f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}.")
 
     def commit(self, change: Change) -> None:
         """Atomic and, when it returns, safe from the death of this process."""

@@ -135,9 +135,7 @@ class Topics:
         """:raises Refusal: UNKNOWN_TOPIC_OR_PARTITION."""
         found = self._topics.get(topic)
         if found is None or not 0 <= index < len(found.partitions):
-            raise Refusal(
-                ErrorCode.unknown_topic_or_partition, f"There is no partition {index} of a topic {topic!r}."
-            )
+            raise Refusal(ErrorCode.unknown_topic_or_partition, f"There is no partition {index} of a topic {topic!r}.")
         return found.partitions[index]
 
     def known(self, name: str) -> Topic:
@@ -155,14 +153,10 @@ class Topics:
         # In metrics' names Kafka writes both as an underscore, and so refuses names that differ only in that.
         like = next((other for other in self._topics if _flat(other) == _flat(name)), None)
         if like is not None:
-            raise Refusal(
-                ErrorCode.invalid_topic_exception, f"Topic {name!r} differs from {like!r} only in dots."
-            )
+            raise Refusal(ErrorCode.invalid_topic_exception, f"Topic {name!r} differs from {like!r} only in dots.")
         self._check_count(partitions)
         if len(self._topics) >= self._limits.topics:
-            raise Refusal(
-                ErrorCode.policy_violation, f"The broker holds {self._limits.topics} topics, its bound."
-            )
+            raise Refusal(ErrorCode.policy_violation, f"The broker holds {self._limits.topics} topics, its bound.")
         check_configs(configs)
 
     def _check_count(self, partitions: int) -> None:

@@ -125,9 +125,7 @@ class TransactionCoordinator:
         appends: list[tuple[PartitionLog, Append]] = []
         if before.state is State.ONGOING:
             appends = self._stage_markers(before, before.epoch + 1, False, change, now_ms)
-        after = Transaction(
-            transactional_id, before.producer_id, before.epoch + 1, timeout_ms, last_epoch=before.epoch
-        )
+        after = Transaction(transactional_id, before.producer_id, before.epoch + 1, timeout_ms, last_epoch=before.epoch)
         if after.epoch >= _LAST_EPOCH:
             after = Transaction(transactional_id, self._stage_producer(change), 0, timeout_ms)
         return self._commit(after, change, appends, now_ms)

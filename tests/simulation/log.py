@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Writer

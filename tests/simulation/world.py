@@ -5,6 +5,7 @@ Everything that happens follows from the seed, so a failing seed replays its fai
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Coroutine, Generator
 from typing import Any
@@ -53,10 +54,8 @@ class World:
     def kill(self, name: str) -> None:
         """End an actor where it stands, as SIGKILL does: none of its handlers runs."""
         _, actor = self._actors.pop(name)
-        try:
+        with contextlib.suppress(Crash, StopIteration):
             actor.throw(Crash())
-        except (Crash, StopIteration):
-            pass
 
     def running(self, name: str) -> bool:
         return name in self._actors

@@ -21,6 +21,8 @@ class Fold:
     width: int | None = None
     panes: int = 1
     ring: int = 1
+    gap: int = 0
+    late: int = 0
     half_life: int = 0
     where: Any = None
     kept: dict[Any, list[tuple[int, int, dict[str, Any]]]] = field(default_factory=dict)
@@ -30,6 +32,11 @@ class Fold:
         if key is None or (self.where is not None and not self.where(row)):
             return
         kept = self.kept.setdefault(key, [])
+        if self.gap:
+            latest = max((t for _, t, _ in kept), default=time)
+            if time >= latest - self.late - self.gap or self._session(kept, time):
+                kept.append((0, time, row))
+            return
         newest = max((pane for pane, _, _ in kept), default=None)
         if self.width is None:
             pane = 0
@@ -54,12 +61,27 @@ class Fold:
             return None
         own = self.own_pane(key, time)
         held = self.kept.get(key, [])
+        if self.gap:
+            held = [(own, t, row) for _, t, row in self._session(held, time)]
         if self.kind == "distinct":
             return self._distinct(held, own)
         covered = [event for event in held if own - self.panes < event[0] <= own]
         numbers = [*sorted({pane for pane, _, _ in covered if pane < own}, reverse=True), own]
         panes = [[(t, row.get(self.value)) for p, t, row in covered if p == number] for number in numbers]
         return getattr(self, "_" + self.kind)(panes, time)
+
+    def _session(self, held: list[tuple[int, int, dict[str, Any]]], time: int) -> list[Any]:
+        """The events of the session that holds this time, or that it would join."""
+        clusters: list[list[Any]] = []
+        latest = None
+        for event in sorted(held, key=lambda event: event[1]):
+            if latest is None or event[1] - latest >= self.gap:
+                clusters.append([])
+            clusters[-1].append(event)
+            latest = event[1]
+        live = [c for c in clusters if c[-1][1] >= latest - self.late - 2 * self.gap] if latest else []
+        near = [c for c in live if c[0][1] - self.gap < time < c[-1][1] + self.gap]
+        return [event for event in held if near and any(event is one for one in near[0])]
 
     def _distinct(self, held: list[tuple[int, int, dict[str, Any]]], own: int) -> int:
         last: dict[Any, int] = {}
@@ -159,4 +181,66 @@ def as_of_each(
         if stream == main:
             values |= {n: f.as_of(key, time) for n, f in folds.items() if f.kind != "since_last"}
             found.append(values)
+    return found
+
+
+@dataclass
+class Span:
+    """A kind of window: (start, end) of the windows of a time, or the gap of sessions."""
+
+    size: int = 0
+    every: int = 0
+    gap: int = 0
+
+    def windows(self, times: list[int]) -> list[tuple[int, int]]:
+        """Every window that these times fall into."""
+        found: list[tuple[int, int]] = []
+        if self.gap:
+            for time in sorted(times):
+                if found and time - found[-1][1] < self.gap:
+                    found[-1] = (found[-1][0], time)
+                else:
+                    found.append((time, time))
+            return found
+        for time in times:
+            start = time // self.every * self.every
+            while start > time - self.size:
+                found.append((start, start + self.size))
+                start -= self.every
+        return sorted(set(found))
+
+    def inside(self, time: int, window: tuple[int, int]) -> bool:
+        return window[0] <= time <= window[1] if self.gap else window[0] <= time < window[1]
+
+
+def window_rows(
+    events: list[tuple[Any, int, dict[str, Any]]], watermark: list[int], lateness: int, span: Span
+) -> list[dict[str, Any]]:
+    """The rows that windows publish, one event (key, time, row) at a time. `rows`: what the window covers."""
+    held: dict[Any, list[tuple[int, int, dict[str, Any]]]] = {}
+    shown: dict[tuple[Any, int], tuple[int, list[int]]] = {}
+    ends: dict[tuple[Any, int], int] = {}
+    found: list[dict[str, Any]] = []
+    for i, (key, time, row) in enumerate(events):
+        if key is not None and time >= watermark[i] - lateness:
+            held.setdefault(key, []).append((i, time, row))
+        now: dict[tuple[Any, int], int] = {}
+        for one, mine in held.items():
+            now |= {(one, start): end for start, end in span.windows([t for _, t, _ in mine])}
+        gone = [window for window in shown if window not in now]
+        for one, start in sorted(gone, key=lambda w: (ends[w], w[1], w[0])):
+            revision, _ = shown.pop((one, start))
+            end = ends[one, start]
+            found.append({"key": one, "start": start, "end": end, "revision": revision, "retracted": True})
+        for (one, start), end in sorted(now.items(), key=lambda w: (w[1], w[0][1], w[0][0])):
+            covered = [event for event in held[one] if span.inside(event[1], (start, end))]
+            ids = [event[0] for event in covered]
+            revision, before = shown.get((one, start), (0, []))
+            if end + span.gap <= watermark[i] and ids != before:
+                shown[one, start] = (revision + 1, ids)
+                found.append(
+                    {"key": one, "start": start, "end": end, "revision": revision,
+                     "rows": [(t, r) for _, t, r in covered]}
+                )  # fmt: skip
+        ends = now
     return found

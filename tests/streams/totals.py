@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
-
 from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.codecs import codec
 from headrace.streams.event import Event

@@ -1,0 +1,129 @@
+"""Features as of each event: the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from headrace.streams import kernels
+from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.expressions import Type, canonical, evaluate
+from headrace.streams.jsonrows import joined, printed
+from headrace.streams.plans import Declared, Plan, keys, result, taken
+from headrace.streams.tables import Index, Ints, Table
+
+
+class FeatureSet:
+    """The operator of features as of each event. See `batch.Operator` for its contract.
+
+    It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row to
+    `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}.
+    """
+
+    def __init__(self, features: Declared) -> None:
+        plan = self._plan = Plan(features._declaration)
+        self.declared = plan.declared
+        self.name = plan.name
+        self.types = plan.types
+        self.entities = Index()
+        self._tables = plan.tables
+        self._inputs = plan.inputs
+        self._reads = plan.reads
+        for table in self._tables.values():
+            table.seal(self.entities)
+        self._topic = f"features.{self.name}"
+        self._published = self.declared.public if self.declared.publish else []
+
+    @property
+    def ignored(self) -> int:
+        """Events left out of some window because their pane had left its ring."""
+        gone = sum(sessions.ignored for sessions in self._plan.sessions.values())
+        return gone + sum(table.ignored for table in self._tables.values())
+
+    def process(self, batch: Batch, out: Outputs) -> None:
+        streams = {name: rows for name, rows in batch.streams.items() if len(rows)}
+        main = streams.get(self.declared.of.name)
+        known: dict[str, Column] = {}
+        slots: dict[str, Ints] = {}
+        for name, table in self._tables.items():
+            source = self._inputs[name][0].name
+            for wanted in (source, self.declared.of.name):
+                if wanted in streams and wanted not in slots:
+                    slots[wanted] = self._slots(streams[wanted])
+            self._advance(name, table, batch, streams.get(source), main, slots, known)
+        if main is not None:
+            self._add_columns(main, known)
+            if self._published:
+                self._publish(batch, main, out)
+
+    def _slots(self, rows: Rows) -> Ints:
+        return self.entities.numbers(keys(self.declared.by, rows))
+
+    def _advance(
+        self,
+        name: str,
+        table: Table,
+        batch: Batch,
+        source: Rows | None,
+        main: Rows | None,
+        slots: dict[str, Ints],
+        known: dict[str, Column],
+    ) -> None:
+        stream, condition, inputs = self._inputs[name]
+        values, kept = taken(table, source, condition, inputs)
+        at, slot = (source.at, slots[stream.name]) if source is not None else (_NONE, _NONE)
+        if kept is not None:
+            at, slot, values = at[kept], slot[kept], np.ascontiguousarray(values[:, kept])
+        events = kernels.Events(at, slot, batch.time[at], _NONE, values, values.view(np.float64))
+        at, entity = (main.at, slots[self.declared.of.name]) if main is not None else (_NONE, _NONE)
+        wanted = kernels.Events(at, entity, batch.time[at], _NONE, _NO_VALUES, _NO_FLOATS)
+        sessions = self._plan.sessions.get(name)
+        found = table.advance(events, wanted) if sessions is None else sessions.advance(table, events, wanted)
+        if main is not None:
+            for text, (kind, owner, reads) in self._reads.items():
+                if owner is table:
+                    known[text] = result(table, kind, reads, found)
+
+    def _add_columns(self, main: Rows, known: dict[str, Column]) -> None:
+        for name, expression in self.declared.features.items():
+            column = canonical(evaluate(expression, main.fields, known, len(main)), self.types[name])
+            if column.dtype == np.float64 and not np.isfinite(column).all():
+                column = np.where(np.isfinite(column), column, np.nan)
+            main.fields[f"{self.name}.{name}"] = column
+
+    def _publish(self, batch: Batch, main: Rows, out: Outputs) -> None:
+        count = len(main)
+        named: dict[str, list[bytes] | list[str]] = {
+            "id": [f'"{main.topic}-{main.partition}-{offset}"'.encode() for offset in main.offset.tolist()]
+        }
+        for name, type in self._plan.key_types.items():
+            column = evaluate(self.declared.by[name], main.fields, {}, count)
+            named[name] = printed(canonical(column, type), type)
+        named["at"] = printed(batch.time[main.at], Type("time", False))
+        for name in self._published:
+            named[name] = printed(main.fields[f"{self.name}.{name}"], self.types[name])
+        topic = self._topic
+        names = [str(k).encode() for k in main.fields[self.declared.key].tolist()]
+        for key, value in zip(names, joined(named), strict=True):
+            out.append(Record(topic, key, value))
+
+    def changes(self) -> list[Change]:
+        found: list[Change] = []
+        for table in self._tables.values():
+            table.changes(found)
+        return found
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        self._plan.load(rows)
+
+    def clear(self) -> None:
+        self.entities.clear()
+        for table in self._tables.values():
+            table.clear()
+        for sessions in self._plan.sessions.values():
+            sessions.clear()
+
+
+_NONE = np.zeros(0, np.int64)
+_NO_VALUES = np.zeros((0, 0), np.int64)
+_NO_FLOATS = _NO_VALUES.view(np.float64)

@@ -1,0 +1,297 @@
+"""Plans: what a declared feature set computes, worked out once.
+
+A plan finds the tables that its aggregations share, what each aggregation reads of its table, and the types
+of the features; and it turns the rows of a batch into what tables take, and what tables give into columns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from headrace.streams import kernels
+from headrace.streams.aggregations import Aggregate, Stream, aggregates, covers_itself
+from headrace.streams.batch import Column, Rows
+from headrace.streams.durations import text
+from headrace.streams.errors import DeclarationError
+from headrace.streams.event import Field
+from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
+from headrace.streams.sessions import EARLIEST, LATEST, Sessions
+from headrace.streams.tables import Accumulator, Ints, Read, Table, listed, register
+from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Window
+from numpy.typing import NDArray
+
+
+class Declared(Protocol):
+    """A Features class."""
+
+    _declaration: Declaration
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a Features class says. key: the field of the stream that keys the published records."""
+
+    name: str
+    of: Stream
+    key: str
+    by: Mapping[str, Expression]
+    window: Window | None
+    early: str | None
+    publish: bool
+    features: Mapping[str, Expression]
+
+    @property
+    def public(self) -> list[str]:
+        return [name for name in self.features if not name.startswith("_")]
+
+
+_MOST_LATE_PANES = 4_000
+"""Panes kept beyond the window for events that come late: more lateness than that reads short of its tail."""
+
+
+class Plan:
+    """A declaration worked out: tables, what each aggregation reads of them, and the types of features."""
+
+    def __init__(self, declared: Declaration) -> None:
+        self.name = declared.name
+        self.declared = declared
+        self.tables: dict[str, Table] = {}
+        self.sessions: dict[str, Sessions] = {}
+        self.inputs: dict[str, tuple[Stream, Expression | None, dict[str, Expression]]] = {}
+        self.reads: dict[str, tuple[str, Table, list[Read]]] = {}
+        self.streams = {declared.of.name: declared.of}
+        for expression in declared.features.values():
+            for aggregate in aggregates(expression):
+                source = aggregate.of or declared.of
+                self.streams[source.name] = source
+        self.scope = _scope(declared.of)
+        self.key_types = {name: self._key_type(e, self.scope) for name, e in declared.by.items()}
+        self.key_optional = any(type.optional for type in self.key_types.values())
+        plain = self.scope.fields if declared.window is None else {}
+        typed = dict(plain)
+        for name, expression in declared.features.items():
+            for aggregate in aggregates(expression):
+                if aggregate.text not in self.reads:
+                    try:
+                        kind, optional = self._plan(aggregate)
+                    except DeclarationError as error:
+                        raise DeclarationError(f"{self.name}.{name}: {error}") from None
+                    typed[aggregate.text] = Field(aggregate.text, kind, optional)
+        over = "the result of a window" if declared.window is not None else declared.of.name
+        inner = Scope(over, _Fields(typed, plain))
+        self.types: dict[str, Type] = {}
+        for name, expression in declared.features.items():
+            try:
+                self.types[name] = expression.type_in(inner)
+            except DeclarationError as error:
+                raise DeclarationError(f"{self.name}.{name}: {error}") from None
+
+    def _key_type(self, expression: Expression, scope: Scope) -> Type:
+        found = expression.type_in(scope)
+        if found.kind not in ("str", "int", "bool", "time"):
+            raise DeclarationError(
+                f"{self.name}: by={expression} is {found.kind}; an entity is text or an int"
+            )
+        return found
+
+    def _plan(self, aggregate: Aggregate) -> Type:
+        declared = self.declared
+        if not declared.by:
+            raise DeclarationError(f"{aggregate} needs entities: add by=<field> to the class")
+        source = aggregate.of or declared.of
+        scope = _scope(source)
+        for expression in declared.by.values():
+            theirs = self._key_type(expression, scope)
+            if theirs.kind != self._key_type(expression, self.scope).kind:
+                raise DeclarationError(
+                    f"{expression} is {theirs.kind} in {source.name}, not as in {declared.of.name}"
+                )
+        if aggregate.where is not None and aggregate.where.type_in(scope).kind != "bool":
+            raise DeclarationError(f"where={aggregate.where} is not a condition")
+        value = aggregate.value
+        found = Type("int", False) if value is None else value.type_in(scope)
+        name, mode, width, panes = self._grid(aggregate)
+        behind = source.lateness + source.out_of_orderness
+        late = min(-(-behind // width), _MOST_LATE_PANES) if mode == kernels.BY_TIME else 0
+        condition = "" if aggregate.where is None else f"[{zlib.crc32(aggregate.where.text.encode()):08x}]"
+        full = f"{self.name}/{source.name}{condition}/{','.join(declared.by)}/{name}"
+        table = self.tables.setdefault(full, Table(full, mode, width, 0, mode == kernels.GIVEN))
+        table.ring = max(table.ring, panes + late)
+        if declared.window is None and isinstance(aggregate.over, Session) and full not in self.sessions:
+            self.sessions[full] = Sessions(aggregate.over.gap, behind)
+            table.accumulators += [EARLIEST, LATEST]
+        _, _, inputs = self.inputs.setdefault(full, (source, aggregate.where, {}))
+        if value is not None:
+            inputs[value.text] = value
+        alone = declared.window is None or len(self.streams) == 1
+        sure = covers_itself(aggregate) and not self.key_optional and alone
+        type, reads = _reads(aggregate, found, panes, sure, self.key_optional)
+        for read in reads:
+            if read.accumulator not in table.accumulators:
+                table.accumulators.append(read.accumulator)
+            if read not in table.reads:
+                table.reads.append(read)
+        self.reads[aggregate.text] = (aggregate.kind, table, reads)
+        return type
+
+    def _grid(self, aggregate: Aggregate) -> tuple[str, int, int, int]:
+        window = self.declared.window
+        if window is None:
+            return _grid(aggregate.over)
+        if not isinstance(aggregate.over, AllTime) or aggregate.kind in ("since_last", "decayed"):
+            raise DeclarationError(f"{aggregate} has no place in a set whose window is {window}")
+        if not isinstance(window, Tumbling | Sliding | Session | LastN):
+            raise DeclarationError("the window of a set ends: tumbling, sliding, session or last_n")
+        return _grid(window) if isinstance(window, LastN) else (str(window), kernels.GIVEN, 1, 1)
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Hands rows of state to their tables; rows of tables that are no longer declared are left alone."""
+        by_table: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in self.tables}
+        for key, value in rows:
+            name = key[: key.find(b"\x00")].decode()
+            for table in (name, name.rpartition("/")[0]):
+                if table in by_table:
+                    by_table[table].append((key, value))
+                    break
+        for name, theirs in by_table.items():
+            self.tables[name].load(theirs)
+            if name in self.sessions:
+                self.sessions[name].restore(self.tables[name])
+
+
+class _Fields(dict[str, Field]):
+    """Fields and aggregations by name; iterates over the fields alone, as messages list them."""
+
+    def __init__(self, all: Mapping[str, Field], plain: Mapping[str, Field]) -> None:
+        super().__init__(all)
+        self._plain = plain
+
+    def __iter__(self) -> Any:
+        return iter(self._plain)
+
+
+def _scope(of: Stream) -> Scope:
+    return Scope(of.name, {f.name: f for f in of.fields})
+
+
+def _grid(over: Window) -> tuple[str, int, int, int]:
+    """The name of the panes, how they are numbered, their microseconds, and how many a window has."""
+    if isinstance(over, AllTime):
+        return "all", kernels.ALL_TIME, 1, 1
+    if isinstance(over, Sliding):
+        return text(over.pane), kernels.BY_TIME, over.pane, over.size // over.pane
+    if isinstance(over, Tumbling):
+        return text(over.size), kernels.BY_TIME, over.size, 1
+    if isinstance(over, LastN):
+        return str(over), kernels.BY_COUNT, 1, over.n
+    return str(over), kernels.GIVEN, 1, 1
+
+
+def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool) -> tuple[Type, list[Read]]:
+    """The type of an aggregation over values of a type, and what it reads of its table."""
+    kind, text = aggregate.kind, "" if aggregate.value is None else aggregate.value.text
+    counted = kernels.FLOATED if keyless else kernels.PLAIN
+    exact = of.kind in ("int", "bool", "time") and not (of.optional and of.kind != "bool")
+
+    def one(operation: int, how: int, **more: Any) -> list[Read]:
+        return [Read(Accumulator(operation, text, **more), panes, how)]
+
+    if kind == "count":
+        return Type("int", keyless), one(kernels.COUNT, counted)
+    if kind == "distinct":
+        if of.kind == "object":
+            raise DeclarationError(f"{aggregate}: {aggregate.value} is neither text nor a number nor a time")
+        return Type("int", keyless), one(kernels.DISTINCT, counted)
+    if kind == "approximate":
+        return Type("int", True), one(kernels.REGISTERS, kernels.CARDINALITY)
+    if kind == "since_last":
+        return Type("float", True), [Read(Accumulator(kernels.LATEST, text), 1, kernels.SINCE, True)]
+    if kind == "decayed":
+        if not of.number:
+            raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
+        return Type("float", True), one(kernels.DECAYED, kernels.FADED, floating=True, rate=aggregate.option)
+    timed = kind in ("min", "max", "first", "last") and of.kind == "time"
+    if not (of.number or timed):
+        raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
+    if kind == "quantile":
+        ranked = isinstance(aggregate.over, LastN)
+        operation, how = (kernels.FMIN, kernels.RANKED) if ranked else (kernels.BINS, kernels.QUANTILE)
+        read = Read(Accumulator(operation, text, True), panes, how, option=aggregate.option)
+        return Type("float", True), [read]
+    if kind == "variance":
+        return Type("float", True), one(kernels.MOMENTS, kernels.VARIANCE, floating=True)
+    if kind in ("sum", "mean"):
+        total = one(kernels.ISUM, counted) if exact else one(kernels.FSUM, kernels.PLAIN, floating=True)
+        if kind == "sum":
+            return Type("int" if exact or of.kind == "int" else "float", keyless or not exact), total
+        of_all = Accumulator(kernels.COUNT, "") if exact else Accumulator(kernels.PRESENT, text, True)
+        return Type("float", True), [*total, Read(of_all, panes, counted)]
+    result = Type("int" if of.kind == "bool" else of.kind, not (sure and exact))
+    how = kernels.PLAIN if sure or not exact else kernels.FLOATED_OR_MISSING
+    if kind in ("first", "last"):
+        return result, one(kernels.FIRST if kind == "first" else kernels.LAST, how, floating=not exact)
+    if kind == "min":
+        return result, one(kernels.IMIN if exact else kernels.FMIN, how, floating=not exact)
+    return result, one(kernels.IMAX if exact else kernels.FMAX, how, floating=not exact)
+
+
+def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
+    """The entity of each row: a value, or a tuple of values; None where any of them is missing."""
+    found = [listed(evaluate(e, rows.fields, {}, len(rows))) for e in by.values()]
+    if len(found) == 1:
+        return found[0]
+    return [None if None in entity else entity for entity in zip(*found, strict=True)]
+
+
+def taken(
+    table: Table, rows: Rows | None, condition: Expression | None, inputs: Mapping[str, Expression]
+) -> tuple[Ints, NDArray[np.bool_] | None]:
+    """What a table folds, int64[column, row], the bits of floats; and which rows it takes (None: all)."""
+    if rows is None:
+        return np.zeros((len(table.columns), 0), np.int64), None
+    kept = None
+    if condition is not None:
+        truth = evaluate(condition, rows.fields, {}, len(rows))
+        kept = canonical(truth, Type("bool", False)).astype(np.bool_)
+    return _values(table, rows, inputs), kept
+
+
+def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression]) -> Ints:
+    count = len(rows)
+    values = np.zeros((len(table.columns), count), np.int64)
+    known: dict[str, Column] = {}
+    for i, (content, floating, coded) in enumerate(table.columns):
+        if content not in inputs:
+            if floating:
+                values[i] = _ONE_BITS
+            continue
+        column = evaluate(inputs[content], rows.fields, known, count)
+        if coded == kernels.DISTINCT:
+            values[i] = table.values[content].numbers(listed(column))
+        elif coded == kernels.REGISTERS:
+            values[i] = [register(value) for value in listed(column)]
+        elif floating:
+            values[i] = column.astype(np.float64).view(np.int64)
+        else:
+            values[i] = column
+    return values
+
+
+_ONE_BITS = int(np.ones(1).view(np.int64)[0])
+
+
+def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
+    """The column of an aggregation, from what its table read."""
+    read: list[Column] = []
+    for one in reads:
+        bits = found[table.reads.index(one)]
+        read.append(bits.view(np.float64) if one.floating else bits)
+    if kind != "mean":
+        return read[0]
+    total, count = read
+    with np.errstate(all="ignore"):
+        return np.where(count == 0, np.nan, total / count)
