@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import msgspec
 from headrace.serving.errors import Refused
@@ -13,7 +14,7 @@ from headrace.streams.errors import StreamsError
 from headrace.streams.subscription import Message, Start, Subscription, headers_of, parse_start
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 HEARTBEAT = 10.0
 """Seconds. Proxies close what is silent for longer than some tens of seconds."""
@@ -24,6 +25,9 @@ FAREWELL = 2.0
 """Seconds to tell a client why its stream ends."""
 HELD = 200
 """Records that are held for one client."""
+PIECE = 64 * 1024
+"""Bytes sent at a time. The connection holds one piece that the client has not taken; a larger one would be a larger
+buffer, and would hide for longer that nobody reads."""
 CLOSED = "the gateway is stopping"
 SLOW = "the client is too slow: it took nothing for {:.0f} s; go on from the last id"
 
@@ -110,12 +114,13 @@ class Feed:
 
     async def _feed(self, send: Callable[[list[tuple[str, bytes]]], Awaitable[None]]) -> None:
         async for batch in self._batches():
-            try:
-                async with asyncio.timeout(self._stall):
-                    await send(batch)
-            except TimeoutError:
-                self.ended = SLOW.format(self._stall)
-                return
+            for piece in _pieces(batch):
+                try:
+                    async with asyncio.timeout(self._stall):
+                        await send(piece)
+                except TimeoutError:
+                    self.ended = SLOW.format(self._stall)
+                    return
 
     async def _batches(self) -> AsyncIterator[list[tuple[str, bytes]]]:
         positions = dict(self._subscription.next)
@@ -128,16 +133,31 @@ class Feed:
             yield batch
 
 
+def _pieces(batch: list[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """The batch in pieces of about PIECE bytes; an empty batch is one empty piece."""
+    piece: list[tuple[str, bytes]] = []
+    size = 0
+    for item in batch:
+        piece.append(item)
+        size += len(item[1])
+        if size >= PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece or not batch:
+        yield piece
+
+
 class EventStream(Response):
     """A feed as server-sent events. The last event of a stream that the gateway ends is `end`, with the reason."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, feed: Feed, done: Callable[[Feed], None]) -> None:
+    def __init__(self, feed: Feed, done: Callable[[Feed], None], cut: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._feed = feed
         self._done = done
+        self._cut = cut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def body(data: bytes, more: bool = True) -> None:
@@ -159,19 +179,23 @@ class EventStream(Response):
                     reason = msgspec.json.encode({"reason": self._feed.ended})
                     await body(b"event: end\ndata: %s\n\n" % reason, more=False)
         except (TimeoutError, OSError):
-            # Even the reason could not be told: the connection just ends, and the client starts again from its last id.
-            pass
+            # Not even the reason could be told: the client sees the connection end, and goes on by its last id.
+            self._cut()
         finally:
             self._done(self._feed)
 
 
-async def feed_websocket(websocket: WebSocket, feed: Feed, subprotocol: str | None) -> None:
-    """A feed over a WebSocket, a record a message. It closes with 1013 where the client is too slow, else 1001."""
+async def feed_websocket(websocket: WebSocket, feed: Feed, subprotocol: str | None, cut: Callable[[], None]) -> None:
+    """A feed over a WebSocket, a record a message. It closes with 1013 where the client is too slow, else 1001.
+
+    cut: ends the connection where the client does not even take the reason
+    """
     await websocket.accept(subprotocol=subprotocol)
 
     async def records(batch: list[tuple[str, bytes]]) -> None:
         for _, data in batch:
-            await websocket.send_text(data.decode())
+            with contextlib.suppress(WebSocketDisconnect):  # `gone` will see it too
+                await websocket.send_text(data.decode())
 
     async def gone() -> None:
         while (await websocket.receive())["type"] != "websocket.disconnect":
@@ -182,5 +206,5 @@ async def feed_websocket(websocket: WebSocket, feed: Feed, subprotocol: str | No
         try:
             async with asyncio.timeout(FAREWELL):
                 await websocket.close(1001 if feed.ended == CLOSED else 1013, feed.ended)
-        except (TimeoutError, RuntimeError, OSError):
-            pass
+        except (TimeoutError, RuntimeError, OSError, WebSocketDisconnect):
+            cut()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from headrace.streams.publisher import Publisher, unreachable
 from headrace.streams.subscription import Start, Subscription
 from headrace.streams.topics import Processor, Topic, unknown_topic
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import Scope
 
 MAX_POSTS = 32
 """Requests that publish at a time. Each may hold a body of `intake.MAX_BODY`, so this bounds the memory."""
@@ -68,6 +69,8 @@ class Gateway:
         self.board = Board(settings.broker, settings.topics, settings.processors)
         self.posts = 0
         self.subscribers = 0
+        self.cut: Callable[[Scope], None] = lambda _: None
+        """Ends the connection of a request at once; the server provides it."""
 
     async def connect(self) -> None:
         """Reach the log, however long that takes; the gateway answers 503 meanwhile."""
@@ -216,13 +219,19 @@ def _add_topics(app: FastAPI, gateway: Gateway) -> None:
         receipts = await gateway.publish(gateway.event_topic(topic), request)
         return {"published": len(receipts), "receipts": receipts}
 
-    @app.get("/topics/{topic}", summary="A topic as server-sent events", response_class=EventStream)
+    events: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {}}, "description": "the records, as they come"}
+    }
+
+    @app.get("/topics/{topic}", summary="A topic as server-sent events", response_class=Response, responses=events)
     async def subscribe(
+        request: Request,
         topic: str,
         since: str | None = Query(None, alias="from", description="earliest, latest (default), or a time"),
         last_event_id: str | None = Header(None, description="the id of the last event seen; it goes before `from`"),
     ) -> Response:
-        return EventStream(await gateway.subscribe(topic, start_of(since, last_event_id)), gateway.release)
+        feed = await gateway.subscribe(topic, start_of(since, last_event_id))
+        return EventStream(feed, gateway.release, lambda: gateway.cut(request.scope))
 
     @app.websocket("/topics/{topic}")
     async def subscribe_websocket(
@@ -242,7 +251,8 @@ def _add_topics(app: FastAPI, gateway: Gateway) -> None:
         if feed is not None:
             offered = websocket.scope.get("subprotocols", ())
             try:
-                await feed_websocket(websocket, feed, SUBPROTOCOL if SUBPROTOCOL in offered else None)
+                chosen = SUBPROTOCOL if SUBPROTOCOL in offered else None
+                await feed_websocket(websocket, feed, chosen, lambda: gateway.cut(websocket.scope))
             finally:
                 gateway.release(feed)
 
@@ -271,7 +281,21 @@ def _add_watching(app: FastAPI, gateway: Gateway) -> None:
 
 
 class Server(uvicorn.Server):
-    """A server that tells its streams to end before it waits for them."""
+    """A server that tells its streams to end before it waits for them, and can cut a connection."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._gateway().cut = self.cut
+
+    def cut(self, scope: Scope) -> None:
+        """End a connection without waiting for its client to take what was sent.
+
+        A connection that is merely closed stays, with its buffer, until the client reads: perhaps for ever.
+        """
+        for connection in self.server_state.connections:
+            transport = getattr(connection, "transport", None)
+            if transport is not None and getattr(connection, "client", None) == scope["client"]:
+                transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway().closing.set()

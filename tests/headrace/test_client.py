@@ -1,0 +1,191 @@
+"""Publishing and subscribing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from headrace.streams.address import Address
+from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError, UnknownTopic
+from headrace.streams.event import Event
+from headrace.streams.publisher import Row, encode, partition_of
+
+import headrace.client
+from headrace.client import Published, connect
+from headrace.errors import NoBroker
+from tests import shop
+from tests.scene import free_port, fresh, order, order_line, write
+
+
+class Click(Event, topic="clicks", key="user", time="at", codec="msgpack"):
+    user: int
+    at: datetime
+
+
+def test_an_event_comes_back_as_it_was_published(broker: Address) -> None:
+    topic = fresh(broker)
+    before = datetime.now(UTC)
+    with connect(str(broker)) as connection:
+        receipt = connection.publish(topic.name, order_line("17850"))
+        [message] = connection.subscribe(topic.name, "earliest", timeout=1)
+    assert (message.topic, message.partition, message.offset) == (topic.name, receipt.partition, receipt.offset)
+    assert message.key == "17850"
+    assert message.decode(shop.OrderLine) == order_line("17850")
+    assert message.value["at"] == "2009-12-01T07:45:00Z"
+    assert abs((message.timestamp - before).total_seconds()) < 5, "the record's time is when it was published"
+
+
+def test_a_mapping_is_checked_by_the_contract_of_the_program(broker: Address) -> None:
+    with connect(str(broker), app=shop.Shop()) as connection, pytest.raises(InvalidEvent, match="Expected `int`") as e:
+        connection.publish("orders", order(quantity="twelve"))
+    assert e.value.field == "quantity"
+
+
+def test_an_unknown_topic_is_told_with_near_names(broker: Address) -> None:
+    topic = fresh(broker)
+    with connect(str(broker)) as connection:
+        for action in (lambda n: connection.publish(n, b"{}"), lambda n: connection.subscribe(n)):
+            with pytest.raises(UnknownTopic, match=f"did you mean .*{topic.name}"):
+                action(topic.name + "s")
+
+
+def test_many_events_are_published_in_the_order_of_their_keys(broker: Address) -> None:
+    topic = fresh(broker)
+    with connect(str(broker)) as connection:
+        sent = connection.publish(topic.name, (order_line(f"c{i % 5}", str(i)) for i in range(5000)))
+        got = list(connection.subscribe(topic.name, "earliest", timeout=1))
+    assert sent.count == len(got) == 5000
+    assert sum(offset + 1 for offset in sent.offsets.values()) == 5000
+    for customer in range(5):
+        invoices = [int(m.value["invoice"]) for m in got if m.key == f"c{customer}"]
+        assert invoices == list(range(customer, 5000, 5))
+
+
+def test_one_event_and_many_of_a_key_go_to_one_partition(broker: Address) -> None:
+    topic = fresh(broker)
+    with connect(str(broker)) as connection:
+        alone = connection.publish(topic.name, order_line("13085"))
+        many = connection.publish(topic.name, [order_line("13085")] * 20)
+    assert set(many.offsets) == {alone.partition} == {partition_of(b"13085", 2)}
+
+
+def test_what_came_before_an_invalid_event_is_published(broker: Address) -> None:
+    topic = fresh(broker)
+    events: list[Any] = [order_line() for _ in range(2500)]
+    with connect(str(broker)) as connection:
+        with pytest.raises(InvalidEvent, match="event 2500: int is no event"):
+            connection.publish(topic.name, [*events, 7, order_line()])
+        assert len(list(connection.subscribe(topic.name, "earliest", timeout=1))) == 2500
+
+
+def test_a_value_beyond_a_megabyte_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(InvalidEvent, match="has 2,000,002 bytes"):
+        encode(b'"' + b"x" * 2_000_000 + b'"')
+
+
+def test_an_event_of_another_topic_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="Click belongs to topic clicks, not to orders"):
+        encode(Click(user=1, at=datetime.now(UTC)), shop.OrderLine)
+
+
+def test_an_event_is_encoded_by_the_codec_of_its_contract() -> None:
+    at = datetime(2010, 1, 1, tzinfo=UTC)
+    row = encode(Click(user=7, at=at))
+    assert row.key == b"7"
+    assert row == encode({"user": 7, "at": "2010-01-01T00:00:00Z"}, Click) == encode(row.value, Click)
+    assert row.value[0] >> 4 == 8, "a map of MessagePack"
+
+
+def test_without_a_contract_the_named_key_field_is_used() -> None:
+    assert encode({"user": 7}, key="user") == Row(b"7", b'{"user":7}')
+    with pytest.raises(InvalidEvent, match="lacks the key field user"):
+        encode({"name": "x"}, key="user")
+
+
+def test_what_is_published_after_subscribing_is_seen(broker: Address) -> None:
+    topic = fresh(broker)
+    with connect(str(broker)) as connection:
+        connection.publish(topic.name, order_line(invoice="before"))
+        messages = connection.subscribe(topic.name, timeout=1)
+        connection.publish(topic.name, order_line(invoice="after"))
+        assert [m.value["invoice"] for m in messages] == ["after"]
+
+
+def test_a_group_goes_on_where_it_left_off(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [Row(b"k", b"%d" % i) for i in range(10)])
+    with connect(str(broker)) as connection:
+        first = connection.subscribe(topic.name, "earliest", timeout=5, group=f"group-{topic.name}")
+        assert [next(first).value for _ in range(10)] == list(range(10))
+        first.close()  # type: ignore[attr-defined]  # it is a generator
+        write(broker, topic.name, [Row(b"k", b"10")])
+        second = connection.subscribe(topic.name, "earliest", timeout=5, group=f"group-{topic.name}")
+        assert next(second).value == 10
+
+
+def test_values_that_are_no_json_come_as_bytes_and_missing_ones_as_none(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [Row(b"k", b"\xff"), Row(b"k", b"[1]")])
+    with connect(str(broker)) as connection:
+        assert [m.value for m in connection.subscribe(topic.name, "earliest", timeout=1)] == [b"\xff", [1]]
+
+
+def test_events_of_several_threads_share_a_connection(broker: Address) -> None:
+    topic = fresh(broker)
+    with connect(str(broker)) as connection:
+        threads = [
+            threading.Thread(target=connection.publish, args=(topic.name, [order_line(str(i))] * 300)) for i in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(list(connection.subscribe(topic.name, "earliest", timeout=1))) == 1200
+
+
+def test_a_closed_connection_says_so(broker: Address) -> None:
+    with connect(str(broker)) as connection:
+        pass
+    with pytest.raises(StreamsError, match="the connection is closed; connect again"):
+        connection.topics()
+
+
+def test_no_broker_at_the_address_is_told() -> None:
+    port = free_port()
+    with pytest.raises(LogUnavailable, match=f"no broker answers at kafka://127.0.0.1:{port}"):
+        connect(f"127.0.0.1:{port}").__enter__()
+
+
+def test_without_a_broker_it_is_told_how_to_start_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+    monkeypatch.delenv("HEADRACE_BROKER", raising=False)
+    with pytest.raises(NoBroker, match="headrace run"):
+        connect().__enter__()
+
+
+async def test_the_same_in_asyncio(broker: Address) -> None:
+    async def lines() -> AsyncIterator[dict[str, Any]]:
+        for i in range(headrace.client.CHUNK + 10):
+            yield order(invoice=str(i))
+
+    async with connect(str(broker)) as connection:
+        topic = await _fresh(broker)
+        receipt = await connection.publish(topic, order_line())
+        assert receipt.topic == topic
+        published = await connection.publish(topic, lines())
+        assert isinstance(published, Published)
+        assert published.count == headrace.client.CHUNK + 10
+        count = 0
+        async for _ in connection.subscribe(topic, "earliest", timeout=1):
+            count += 1
+        assert count == headrace.client.CHUNK + 11
+        assert topic in await connection.topics()
+
+
+async def _fresh(broker: Address) -> str:
+    import asyncio
+
+    return (await asyncio.to_thread(fresh, broker)).name

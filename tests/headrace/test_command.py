@@ -1,0 +1,137 @@
+"""The command, as a process: what it prints, and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headrace.streams.address import Address
+from headrace.streams.admin import ensure_topics
+from headrace.streams.publisher import encode
+
+from tests import shop
+from tests.scene import ROOT, fresh, order, order_line, write
+
+
+def headrace(*arguments: str, stdin: bytes = b"", home: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_HOME": str(home or ROOT / ".none")}
+    environment.pop("HEADRACE_BROKER", None)
+    command = [sys.executable, "-m", "headrace.command", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=ROOT, env=environment, timeout=60)
+
+
+def lines(output: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_bad_lines_are_told_by_number_and_the_others_are_published(broker: Address, tmp_path: Path) -> None:
+    file = tmp_path / "lines.ndjson"
+    good = json.dumps(order()).encode()
+    file.write_bytes(b"\n".join([good, b'{"invoice": 7}', b"", b"\xff", good, b"{" + b"x" * 1_500_000, good]))
+    options = ("--broker", str(broker), "--program", str(ROOT / "tests" / "shop.py"))
+    # The topic of the program itself, so that its contract is found.
+    asyncio.run(ensure_topics(broker, [shop.ORDERS]))
+    done = headrace("publish", "orders", str(file), *options)
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert "line 2: Expected `str`, got `int` (field invoice)" in told
+    assert "line 4: the line is not UTF-8" in told
+    assert "line 6: the value has 1,00" in told
+    assert "published 3 events to orders; 3 bad lines were left out" in told
+    assert "Traceback" not in told
+
+
+def test_strict_stops_at_the_first_bad_line(broker: Address, tmp_path: Path) -> None:
+    topic = fresh(broker)
+    options = ("--broker", str(broker), "--key", "customer", "--strict")
+    done = headrace("publish", topic.name, "-", *options, stdin=b'{"customer":1}\n{}\n')
+    assert done.returncode == 1
+    assert done.stderr.decode() == "headrace: -, line 2: the value lacks the key field customer (field customer)\n"
+
+
+def test_records_are_printed_as_ndjson_in_a_pipe(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [encode(order_line(invoice=str(i))) for i in range(5)])
+    done = headrace("subscribe", topic.name, "--from", "earliest", "--max", "3", "--broker", str(broker))
+    assert done.returncode == 0
+    assert [line["value"]["invoice"] for line in lines(done.stdout)] == ["0", "1", "2"]
+    assert lines(done.stdout)[0]["key"] == "13085"
+    assert done.stderr == b""
+
+
+def test_a_silent_topic_ends_after_the_timeout(broker: Address) -> None:
+    done = headrace("subscribe", fresh(broker).name, "--timeout", "0.3", "--broker", str(broker))
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_a_reader_that_has_enough_is_no_error(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [encode(order_line(invoice=str(i))) for i in range(5000)])
+    command = (
+        f"{sys.executable} -m headrace.command subscribe {topic.name} --from earliest --broker {broker} | head -n 1"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT, timeout=60)
+    assert len(lines(done.stdout)) == 1
+    assert done.stderr == b""
+
+
+def test_ctrl_c_ends_quietly_with_130(broker: Address) -> None:
+    command = [sys.executable, "-m", "headrace.command", "subscribe", fresh(broker).name, "--broker", str(broker)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert out == b""
+
+
+def test_topics_and_status_are_ndjson_in_a_pipe(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [encode(order_line())] * 3)
+    done = headrace("topics", "--broker", str(broker))
+    assert done.returncode == 0
+    [mine] = [line for line in lines(done.stdout) if line["topic"] == topic.name]
+    assert (mine["partitions"], mine["records"]) == (1, 3)
+    status = headrace("status", "--broker", str(broker))
+    assert status.returncode == 0
+    assert {"report": "topics", "topic": topic.name, "kind": "event", "records": 3, "records/s": 0.0} in lines(
+        status.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("topics",), 1, "no local stack runs from this folder"),
+        (("topics", "--broker", "nowhere"), 1, "'nowhere' is not the address of a broker"),
+        (("topics", "--broker", "127.0.0.1:1"), 1, "no broker answers at kafka://127.0.0.1:1"),
+        (("run", "missing.py"), 1, "there is no file missing.py"),
+        (("run", "tests/shop.py", "--host", "0.0.0.0"), 1, "without a token"),
+        (
+            ("subscribe", "orders", "--from", "yesterday", "--broker", "127.0.0.1:1"),
+            1,
+            "'yesterday' is no place to start",
+        ),
+        (("publish", "orders", "missing.ndjson", "--broker", "127.0.0.1:1"), 1, "missing.ndjson cannot be read"),
+        (("publish",), 2, "Missing argument"),
+        (("no-such-command",), 2, "No such command"),
+        (("subscribe", "orders", "--max", "0"), 2, "Invalid value for"),
+    ],
+)
+def test_an_error_is_one_sentence_and_an_exit_code(
+    arguments: tuple[str, ...], code: int, told: str, tmp_path: Path
+) -> None:
+    done = headrace(*arguments, home=tmp_path)
+    assert done.returncode == code
+    assert told in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert done.stdout == b""
