@@ -643,7 +643,7 @@ def _cardinality(registers: Any) -> Any:
     for k in range(ALL_REGISTERS):
         if registers[k] == 0:
             empty += 1
-        total += math.ldexp(1.0, -registers[k])
+        total += 1.0 / (1 << registers[k])
     raw = HLL_BIAS * ALL_REGISTERS * ALL_REGISTERS / total
     if raw <= 2.5 * ALL_REGISTERS and empty > 0:
         raw = ALL_REGISTERS * math.log(ALL_REGISTERS / empty)
