@@ -248,22 +248,28 @@ def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
 
 
 def taken(
-    table: Table, rows: Rows | None, condition: Expression | None, inputs: Mapping[str, Expression]
+    table: Table,
+    rows: Rows | None,
+    condition: Expression | None,
+    inputs: Mapping[str, Expression],
+    known: dict[str, Column],
 ) -> tuple[Ints, NDArray[np.bool_] | None]:
-    """What a table folds, int64[column, row], the bits of floats; and which rows it takes (None: all)."""
+    """What a table folds, int64[column, row], the bits of floats; and which rows it takes (None: all).
+
+    known: what has been computed of these rows, by text; what is computed joins it.
+    """
     if rows is None:
         return np.zeros((len(table.columns), 0), np.int64), None
     kept = None
     if condition is not None:
-        truth = evaluate(condition, rows.fields, {}, len(rows))
+        truth = evaluate(condition, rows.fields, known, len(rows))
         kept = canonical(truth, Type("bool", False)).astype(np.bool_)
-    return _values(table, rows, inputs), kept
+    return _values(table, rows, inputs, known), kept
 
 
-def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression]) -> Ints:
+def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: dict[str, Column]) -> Ints:
     count = len(rows)
     values = np.zeros((len(table.columns), count), np.int64)
-    known: dict[str, Column] = {}
     for i, (content, floating, coded) in enumerate(table.columns):
         if content not in inputs:
             if floating:
@@ -288,7 +294,7 @@ def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     """The column of an aggregation, from what its table read."""
     read: list[Column] = []
     for one in reads:
-        bits = found[table.reads.index(one)]
+        bits = found[table.read_index[one]]
         read.append(bits.view(np.float64) if one.floating else bits)
     if kind != "mean":
         return read[0]

@@ -187,6 +187,7 @@ class Table:
             spec.append((a.operation, self.columns.index(a.column), first, a.floating))
             first += a.width
         self.cells_wide = first
+        self.read_index = {read: i for i, read in enumerate(self.reads)}
         before = any(r.before for r in self.reads)
         scratch = np.zeros(4 * max(len(self.reads), 1), np.int64)
         reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
