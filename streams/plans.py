@@ -20,8 +20,8 @@ from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
-from headrace.streams.tables import Accumulator, Ints, Read, Table, listed, register
-from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Window
+from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
+from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Versions, Window
 from numpy.typing import NDArray
 
 
@@ -186,6 +186,8 @@ def _grid(over: Window) -> tuple[str, int, int, int]:
         return text(over.pane), kernels.BY_TIME, over.pane, over.size // over.pane
     if isinstance(over, Tumbling):
         return text(over.size), kernels.BY_TIME, over.size, 1
+    if isinstance(over, Versions):
+        return str(over), kernels.VERSIONS, 1, over.n
     if isinstance(over, LastN):
         return str(over), kernels.BY_COUNT, 1, over.n
     return str(over), kernels.GIVEN, 1, 1
@@ -214,6 +216,9 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
         if not of.number:
             raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
         return Type("float", True), one(kernels.DECAYED, kernels.FADED, floating=True, rate=aggregate.option)
+    if kind in ("first", "last") and of.kind == "str":
+        operation = kernels.FIRST if kind == "first" else kernels.LAST
+        return Type("str", of.optional or not sure), one(operation, kernels.PLAIN, texts=True)
     timed = kind in ("min", "max", "first", "last") and of.kind == "time"
     if not (of.number or timed):
         raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
@@ -276,7 +281,9 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
                 values[i] = _ONE_BITS
             continue
         column = evaluate(inputs[content], rows.fields, known, count)
-        if coded == kernels.DISTINCT:
+        if coded in (kernels.FIRST, kernels.LAST):
+            values[i] = table.texts[content].numbers(listed(column))
+        elif coded == kernels.DISTINCT:
             values[i] = table.values[content].numbers(listed(column))
         elif coded == kernels.REGISTERS:
             values[i] = [register(value) for value in listed(column)]
@@ -290,11 +297,20 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
 _ONE_BITS = int(np.ones(1).view(np.int64)[0])
 
 
+def _texts(index: Index, numbers: Ints) -> Column:
+    found = np.empty(len(numbers), object)
+    count = len(index)
+    found[:] = [index.met[n] if 0 <= n < count else None for n in numbers.tolist()]
+    return found
+
+
 def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     """The column of an aggregation, from what its table read."""
     read: list[Column] = []
     for one in reads:
         bits = found[table.read_index[one]]
+        if one.accumulator.texts:
+            return _texts(table.texts[one.accumulator.values], bits)
         read.append(bits.view(np.float64) if one.floating else bits)
     if kind != "mean":
         return read[0]
