@@ -164,14 +164,14 @@ def max(
 def first(
     value: Expression, over: Span = None, *, of: Source | None = None, where: Expression | None = None
 ) -> Aggregate:
-    """The value of the earliest event; of those at one time, the one taken first. A number, bool or time."""
+    """The value of the earliest event; of those at one time, the one taken first. A number, bool, time or text."""
     return Aggregate("first", value, window(over), of, where)
 
 
 def last(
     value: Expression, over: Span = None, *, of: Source | None = None, where: Expression | None = None
 ) -> Aggregate:
-    """The value of the latest event; of those at one time, the one taken last. A number, bool or time."""
+    """The value of the latest event; of those at one time, the one taken last. A number, bool, time or text."""
     return Aggregate("last", value, window(over), of, where)
 
 

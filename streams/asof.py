@@ -45,12 +45,13 @@ class FeatureSet:
         main = streams.get(self.declared.of.name)
         known: dict[str, Column] = {}
         slots: dict[str, Ints] = {}
+        inputs: dict[str, dict[str, Column]] = {name: {} for name in streams}
         for name, table in self._tables.items():
             source = self._inputs[name][0].name
             for wanted in (source, self.declared.of.name):
                 if wanted in streams and wanted not in slots:
                     slots[wanted] = self._slots(streams[wanted])
-            self._advance(name, table, batch, streams.get(source), main, slots, known)
+            self._advance(name, table, batch, streams.get(source), main, slots, inputs.get(source, {}), known)
         if main is not None:
             self._add_columns(main, known)
             if self._published:
@@ -67,10 +68,11 @@ class FeatureSet:
         source: Rows | None,
         main: Rows | None,
         slots: dict[str, Ints],
+        computed: dict[str, Column],
         known: dict[str, Column],
     ) -> None:
         stream, condition, inputs = self._inputs[name]
-        values, kept = taken(table, source, condition, inputs)
+        values, kept = taken(table, source, condition, inputs, computed)
         at, slot = (source.at, slots[stream.name]) if source is not None else (_NONE, _NONE)
         if kept is not None:
             at, slot, values = at[kept], slot[kept], np.ascontiguousarray(values[:, kept])

@@ -274,6 +274,8 @@ class Call(Expression):
 
 def evaluate(expression: Expression, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:
     """The expression over the rows. known: columns already computed, by text; what is computed joins them."""
+    if isinstance(expression, Col):
+        return expression.compute(fields, known, rows)
     text = expression.text
     column = known.get(text)
     if column is None:

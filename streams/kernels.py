@@ -135,8 +135,9 @@ FIRST_SKETCH = BINS
 # pane is.
 PLAIN, FLOATED, FLOATED_OR_MISSING, VARIANCE, SINCE, FADED, QUANTILE, RANKED, CARDINALITY = range(9)
 
-# How a pane is numbered: by event time, one for all time, by the entity's count of events, or by the caller.
-BY_TIME, ALL_TIME, BY_COUNT, GIVEN = range(4)
+# How a pane is numbered: by event time, one for all time, by the entity's count of events, or by the caller;
+# versions are panes of one time each, of which one alone is read, the latest that is not after the event.
+BY_TIME, ALL_TIME, BY_COUNT, GIVEN, VERSIONS = range(5)
 
 DIRTY, DEAD = 1, 2
 UNKNOWN = -2
@@ -173,7 +174,8 @@ class Plan(NamedTuple):
     shape:   (how panes are numbered, microseconds of a pane, panes in the ring, any read before its own
     event?,
              values distinct by pane?)
-    spec:    accumulators: (operation, column of values, first cell, values are floats?)
+    spec:    accumulators: (operation, column of values, first cell, 1: values are floats, 2: numbers of
+    texts)
     rates:   of each accumulator, the decay per microsecond
     init:    the cells of an empty pane
     reads:   (accumulator, panes, how, before its own event?)
@@ -285,10 +287,14 @@ def _pane_row(slot: Any, number: Any, plan: Any, state: Any) -> Any:
         row = _new_row(slot, number, plan.init, state)
         prev[row] = newest
         state.head[slot] = row
-        if plan.shape[0] != GIVEN:
+        if plan.shape[0] == VERSIONS:
+            _trim(row, _oldest_kept(row, ring, state) - 1, state)
+        elif plan.shape[0] != GIVEN:
             _trim(row, number - ring, state)
         return row
-    if plan.shape[0] != GIVEN and number <= pane[newest] - ring:
+    if plan.shape[0] == VERSIONS and number < _oldest_kept(newest, ring, state):
+        return -1
+    if plan.shape[0] < GIVEN and number <= pane[newest] - ring:
         return -1
     after = newest
     while prev[after] >= 0 and pane[prev[after]] >= number:
@@ -298,7 +304,19 @@ def _pane_row(slot: Any, number: Any, plan: Any, state: Any) -> Any:
     row = _new_row(slot, number, plan.init, state)
     prev[row] = prev[after]
     prev[after] = row
+    if plan.shape[0] == VERSIONS:
+        _trim(newest, _oldest_kept(newest, ring, state) - 1, state)
     return row
+
+
+@part
+def _oldest_kept(row: Any, most: Any, state: Any) -> Any:
+    """The number of the last of `most` panes of the chain that begins at `row`; INT_MIN where it has fewer."""
+    for _ in range(most - 1):
+        row = state.prev[row]
+        if row < 0:
+            return INT_MIN
+    return state.pane[row]
 
 
 @part
@@ -634,7 +652,7 @@ def _cardinality(registers: Any) -> Any:
     for k in range(ALL_REGISTERS):
         if registers[k] == 0:
             empty += 1
-        total += math.ldexp(1.0, -registers[k])
+        total += 1.0 / (1 << registers[k])
     raw = HLL_BIAS * ALL_REGISTERS * ALL_REGISTERS / total
     if raw <= 2.5 * ALL_REGISTERS and empty > 0:
         raw = ALL_REGISTERS * math.log(ALL_REGISTERS / empty)
@@ -648,7 +666,7 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
     if slot < 0:
         return
     mode, number = plan.shape[0], 0
-    if mode == BY_TIME:
+    if mode in (BY_TIME, VERSIONS):
         number = events.time[i] // plan.shape[1]
     elif mode == BY_COUNT and state.head[slot] >= 0:
         number = state.pane[state.head[slot]] + 1
@@ -671,7 +689,9 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
         elif op == REGISTERS:
             if value >= 0:
                 _sketch(op, slot, row, a, value >> 6, value & 63, cell, state)
-        elif op in (FIRST, LAST) and plan.spec[a, 3] == 1 and fvalue != fvalue:
+        elif op in (FIRST, LAST) and (
+            (plan.spec[a, 3] == 1 and fvalue != fvalue) or (plan.spec[a, 3] == 2 and value < 0)
+        ):
             continue
         else:
             _fold(op, cell, row, state.cells, state.fcells, events.time[i], value, fvalue, plan.rates[a])
@@ -695,6 +715,10 @@ def _read(j: Any, before: Any, wanted: Any, plan: Any, state: Any, out: Any, fou
     elif mode == GIVEN:
         own_number = wanted.number[j]
     own, row = -1, state.head[slot]
+    if mode == VERSIONS:
+        while row >= 0 and state.pane[row] > wanted.time[j]:
+            row = state.prev[row]
+        own, row = row, -1
     while row >= 0 and state.pane[row] > own_number - longest:
         if state.pane[row] == own_number:
             own = row

@@ -20,8 +20,8 @@ from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
-from headrace.streams.tables import Accumulator, Ints, Read, Table, listed, register
-from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Window
+from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
+from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Versions, Window
 from numpy.typing import NDArray
 
 
@@ -186,6 +186,8 @@ def _grid(over: Window) -> tuple[str, int, int, int]:
         return text(over.pane), kernels.BY_TIME, over.pane, over.size // over.pane
     if isinstance(over, Tumbling):
         return text(over.size), kernels.BY_TIME, over.size, 1
+    if isinstance(over, Versions):
+        return str(over), kernels.VERSIONS, 1, over.n
     if isinstance(over, LastN):
         return str(over), kernels.BY_COUNT, 1, over.n
     return str(over), kernels.GIVEN, 1, 1
@@ -214,6 +216,9 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
         if not of.number:
             raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
         return Type("float", True), one(kernels.DECAYED, kernels.FADED, floating=True, rate=aggregate.option)
+    if kind in ("first", "last") and of.kind == "str":
+        operation = kernels.FIRST if kind == "first" else kernels.LAST
+        return Type("str", of.optional or not sure), one(operation, kernels.PLAIN, texts=True)
     timed = kind in ("min", "max", "first", "last") and of.kind == "time"
     if not (of.number or timed):
         raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
@@ -248,29 +253,37 @@ def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
 
 
 def taken(
-    table: Table, rows: Rows | None, condition: Expression | None, inputs: Mapping[str, Expression]
+    table: Table,
+    rows: Rows | None,
+    condition: Expression | None,
+    inputs: Mapping[str, Expression],
+    known: dict[str, Column],
 ) -> tuple[Ints, NDArray[np.bool_] | None]:
-    """What a table folds, int64[column, row], the bits of floats; and which rows it takes (None: all)."""
+    """What a table folds, int64[column, row], the bits of floats; and which rows it takes (None: all).
+
+    known: what has been computed of these rows, by text; what is computed joins it.
+    """
     if rows is None:
         return np.zeros((len(table.columns), 0), np.int64), None
     kept = None
     if condition is not None:
-        truth = evaluate(condition, rows.fields, {}, len(rows))
+        truth = evaluate(condition, rows.fields, known, len(rows))
         kept = canonical(truth, Type("bool", False)).astype(np.bool_)
-    return _values(table, rows, inputs), kept
+    return _values(table, rows, inputs, known), kept
 
 
-def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression]) -> Ints:
+def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: dict[str, Column]) -> Ints:
     count = len(rows)
     values = np.zeros((len(table.columns), count), np.int64)
-    known: dict[str, Column] = {}
     for i, (content, floating, coded) in enumerate(table.columns):
         if content not in inputs:
             if floating:
                 values[i] = _ONE_BITS
             continue
         column = evaluate(inputs[content], rows.fields, known, count)
-        if coded == kernels.DISTINCT:
+        if coded in (kernels.FIRST, kernels.LAST):
+            values[i] = table.texts[content].numbers(listed(column))
+        elif coded == kernels.DISTINCT:
             values[i] = table.values[content].numbers(listed(column))
         elif coded == kernels.REGISTERS:
             values[i] = [register(value) for value in listed(column)]
@@ -284,11 +297,20 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression]) -> Ints:
 _ONE_BITS = int(np.ones(1).view(np.int64)[0])
 
 
+def _texts(index: Index, numbers: Ints) -> Column:
+    found = np.empty(len(numbers), object)
+    count = len(index)
+    found[:] = [index.met[n] if 0 <= n < count else None for n in numbers.tolist()]
+    return found
+
+
 def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     """The column of an aggregation, from what its table read."""
     read: list[Column] = []
     for one in reads:
-        bits = found[table.reads.index(one)]
+        bits = found[table.read_index[one]]
+        if one.accumulator.texts:
+            return _texts(table.texts[one.accumulator.values], bits)
         read.append(bits.view(np.float64) if one.floating else bits)
     if kind != "mean":
         return read[0]

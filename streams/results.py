@@ -508,7 +508,7 @@ def _tuples(*columns: Ints) -> Iterable[tuple[Any, ...]]:
 
 def _events(table: Any, rows: Rows | None, theirs: _Taken, condition: Any, inputs: Any) -> kernels.Events:
     """The events that a table takes, with the values it folds."""
-    values, kept = taken(table, rows, condition, inputs)
+    values, kept = taken(table, rows, condition, inputs, {})
     row = theirs.row
     if kept is not None:
         passing = kept[row]

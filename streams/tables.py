@@ -106,11 +106,12 @@ class Accumulator:
     values: str
     floating: bool = False
     rate: float = 0.0
+    texts: bool = False
 
     @property
     def column(self) -> tuple[str, bool, int]:
         """Its column of values: the text, whether floats, and the operation where it folds codes of them."""
-        return self.values, self.floating, self.operation if self.operation in _CODED else 0
+        return self.values, self.floating, self.operation if self.operation in _CODED or self.texts else 0
 
     @property
     def width(self) -> int:
@@ -119,11 +120,12 @@ class Accumulator:
     @property
     def id(self) -> bytes:
         """Four bytes: 24 bits of what it computes, and its width in cells."""
-        name = f"{kernels.NAMES[self.operation]} {self.values} {self.floating} {self.rate!r}"
+        kind = "text" if self.texts else self.floating
+        name = f"{kernels.NAMES[self.operation]} {self.values} {kind} {self.rate!r}"
         return (zlib.crc32(name.encode()) & 0xFFFFFF00 | self.width).to_bytes(4, "big")
 
     def init(self) -> list[int]:
-        nan = _bits(np.nan)
+        nan = -1 if self.texts else _bits(np.nan)
         empty: dict[int, list[int]] = {
             kernels.MOMENTS: [0, 0, 0],
             kernels.IMIN: [kernels.INT_MAX],
@@ -184,9 +186,10 @@ class Table:
         self.columns = list(dict.fromkeys(a.column for a in self.accumulators))
         first, spec = 0, []
         for a in self.accumulators:
-            spec.append((a.operation, self.columns.index(a.column), first, a.floating))
+            spec.append((a.operation, self.columns.index(a.column), first, 2 if a.texts else a.floating))
             first += a.width
         self.cells_wide = first
+        self.read_index = {read: i for i, read in enumerate(self.reads)}
         before = any(r.before for r in self.reads)
         scratch = np.zeros(4 * max(len(self.reads), 1), np.int64)
         reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
@@ -203,6 +206,11 @@ class Table:
         )
         self._header = bytes([len(self.accumulators)]) + b"".join(a.id for a in self.accumulators)
         self._prefix = self.name.encode() + b"\x00"
+        self._text_prefix = {
+            a.values: f"{self.name}/text-{zlib.crc32(a.values.encode()):08x}".encode() + b"\x00"
+            for a in self.accumulators
+            if a.texts
+        }
         operations = [a.operation for a in self.accumulators]
         self._distinct = [i for i, o in enumerate(operations) if o == kernels.DISTINCT]
         self._keyed = [i for i, o in enumerate(operations) if o >= kernels.DISTINCT]
@@ -214,6 +222,8 @@ class Table:
 
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
+        self.texts = {content: Index() for content in self._text_prefix}
+        self._texts_told = dict.fromkeys(self.texts, 0)
         self._swept = 0
         cells = np.zeros((64, self.cells_wide), np.int64)
         owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
@@ -330,6 +340,10 @@ class Table:
     def changes(self, into: list[Change]) -> None:
         """Appends the rows touched since the last call."""
         touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
+        for content, index in self.texts.items():
+            for number in range(self._texts_told[content], len(index)):
+                into.append((self._text_prefix[content] + _NUMBER.pack(number), index.encoded(number)))
+            self._texts_told[content] = len(index)
         if len(touched):
             self._pane_changes(touched, into)
         if self._keyed:
@@ -406,6 +420,7 @@ class Table:
         panes: list[bytes] = []
         slots: list[int] = []
         entries: list[tuple[int, ...]] = []
+        texts: list[tuple[bytes, bytes]] = []
         by_prefix = {prefix: i for i, prefix in self._entry_prefix.items()}
         wide = len(self._header) + 8 * (1 + self.cells_wide)
         for key, value in rows:
@@ -414,8 +429,11 @@ class Table:
                 slots.append(self.entities.number(decoded(key[cut:-8])))
                 plain = len(value) == wide and value.startswith(self._header)
                 panes.append(value[len(self._header) :] if plain else self._converted(value))
+            elif key[:cut] in self._text_prefix.values():
+                texts.append((key, value))
             elif key[:cut] in by_prefix:
                 entries.append(self._read_entry(by_prefix[key[:cut]], key[cut:], value))
+        self._load_texts(sorted(texts))
         self._load_panes(slots, np.frombuffer(b"".join(panes), np.int64).reshape(-1, 1 + self.cells_wide))
         self._reserve(0)
         self._reserve_entries(len(entries))
@@ -440,6 +458,14 @@ class Table:
                 f"a row of table {self.name} cannot be read ({error}): rebuild the state from the log"
             ) from error
         return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
+
+    def _load_texts(self, rows: list[tuple[bytes, bytes]]) -> None:
+        """Takes the texts in the order of their numbers, which the cells of panes hold."""
+        for content, prefix in self._text_prefix.items():
+            for key, value in rows:
+                if key.startswith(prefix):
+                    assert self.texts[content].number(decoded(value)) == _NUMBER.unpack(key[-8:])[0]
+            self._texts_told[content] = len(self.texts[content])
 
     def _load_panes(self, slots: list[int], rows: Ints) -> None:
         self._reserve(len(slots))

@@ -76,7 +76,17 @@ class AllTime:
         return self.text
 
 
-Window = Sliding | Tumbling | Session | LastN | AllTime
+@dataclass(frozen=True)
+class Versions:
+    """The row of a table that is valid at the event's time, of the key's last `n` by event time."""
+
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.n} versions"
+
+
+Window = Sliding | Tumbling | Session | LastN | AllTime | Versions
 
 
 def sliding(size: str, every: str | None = None, pane: str | None = None) -> Sliding:

@@ -74,7 +74,7 @@ WINDOWS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 KINDS = {
     "count": ("",), "sum": ("n", "x"), "mean": ("n", "x"), "variance": ("n", "x"), "min": ("n", "x"),
-    "max": ("n", "x"), "first": ("n", "x"), "last": ("n", "x", "at"), "distinct": ("s", "n"),
+    "max": ("n", "x"), "first": ("n", "x", "s"), "last": ("n", "x", "at", "s"), "distinct": ("s", "n"),
 }  # fmt: skip
 
 
