@@ -18,7 +18,7 @@ from headrace.streams.batch import Operator
 from headrace.streams.codecs import MAX_EVENT_BYTES, codec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
-from headrace.streams.features import Features, columns, declaration, operator, references, sources
+from headrace.streams.features import Features, Reference, columns, declaration, operator, references, sources
 from headrace.streams.inputs import Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
@@ -208,13 +208,19 @@ def _learning_stage(app: App, model: Model) -> Stage:
 
 def baselines(model: Model) -> dict[str, str]:
     """The baselines of a model: name to column of the batch."""
-    here = {declaration(s).name for s in model.features}
+    found = {}
     for name, reference in model.baselines.items():
-        if reference.name.partition(".")[0] not in here:
+        if not isinstance(reference, Reference):
+            raise DeclarationError(
+                f"model {model.name}: baseline {name!r} is no feature of a set, such as Item._rate; "
+                f"declare it in one of its feature sets (a leading underscore keeps it from the model)"
+            )
+        if reference.set not in model.features:
             raise DeclarationError(
                 f"model {model.name}: baseline {name!r} is {reference.name}, of none of its features"
             )
-    return {name: reference.name for name, reference in model.baselines.items()}
+        found[name] = reference.name
+    return found
 
 
 def _check_partitioning(

@@ -101,7 +101,7 @@ def HDDM_A(on: str = "error", *, drift_confidence: float = 0.001, two_sided: boo
     return _watch(
         on,
         "HDDM_A",
-        lambda: binary.HDDMA(drift_confidence=drift_confidence, two_sided_test=two_sided),
+        lambda: binary.HDDMA(drift_confidence=drift_confidence, two_sided_test=two_sided),  # type: ignore[no-untyped-call]
         is_binary=True,
     )
 
@@ -113,7 +113,9 @@ def HDDM_W(
     return _watch(
         on,
         "HDDM_W",
-        lambda: binary.HDDMW(drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided),
+        lambda: binary.HDDMW(  # type: ignore[no-untyped-call]
+            drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided
+        ),
         is_binary=True,
     )
 

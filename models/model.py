@@ -11,9 +11,10 @@ from headrace.streams.errors import DeclarationError
 if TYPE_CHECKING:
     from headrace.models.drift import Watch
     from headrace.streams.event import Event
-    from headrace.streams.features import Features, Reference
+    from headrace.streams.expressions import Expression
+    from headrace.streams.features import Features
     from headrace.streams.outcomes import Outcome
-    from river import base
+    from river import base, compose
 
 
 class Model:
@@ -34,9 +35,9 @@ class Model:
         *,
         on: type[Event],
         features: Sequence[type[Features]],
-        learner: base.Classifier,
+        learner: base.Classifier | compose.Pipeline,
         outcome: Outcome | None = None,
-        baselines: Mapping[str, Reference] | None = None,
+        baselines: Mapping[str, Expression] | None = None,
         watch: Sequence[Watch] = (),
         publish_every: int = 500,
     ) -> None:

@@ -21,8 +21,7 @@ from headrace.serving import gateway as gateways
 from headrace.serving.gateway import Settings
 from headrace.streams.address import Address
 from headrace.streams.admin import answers, ensure_topics
-from headrace.streams.publisher import Receipt, Row
-from headrace.streams.publisher import Publisher
+from headrace.streams.publisher import Publisher, Receipt, Row
 from headrace.streams.topics import Topic
 
 from tests import shop
@@ -86,7 +85,7 @@ def write(broker: Address, topic: str, rows: Sequence[Row]) -> list[Receipt]:
     return asyncio.run(main())
 
 
-def order(customer: str = "13085", **changes: Any) -> dict[str, Any]:  # any JSON, also wrong
+def order(customer: str | None = "13085", **changes: Any) -> dict[str, Any]:  # any JSON, also wrong
     line = {"invoice": "489434", "customer": customer, "item": "85048", "quantity": 12, "price": 6.95}
     return {**line, "at": "2009-12-01T07:45:00Z", **changes}
 

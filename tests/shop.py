@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from headrace.app import App
 from headrace.streams.event import Event
 from headrace.streams.topics import Processor, Topic
+
+from headrace.app import App
 
 
 class OrderLine(Event, topic="orders", key="customer", time="at"):

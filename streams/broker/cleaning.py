@@ -148,6 +148,8 @@ class Cleaner:
         after = newest.upper
         for batch in self._step(log, position, newest.upper):
             data = _compacted(log, batch, newest, tombstones_before)
+            if not data and batch.last_offset + 1 >= log.stable_end:
+                data = batch.data  # a reader told of this end must reach it
             kept_size += len(data)
             if len(data) != len(batch.data):
                 freed += len(batch.data) - len(data)

@@ -74,10 +74,10 @@ def test_one_event_and_many_of_a_key_go_to_one_partition(broker: Address) -> Non
 
 def test_what_came_before_an_invalid_event_is_published(broker: Address) -> None:
     topic = fresh(broker)
-    events: list[Any] = [order_line() for _ in range(2500)]
+    events: list[Any] = [*(order_line() for _ in range(2500)), 7, order_line()]
     with connect(str(broker)) as connection:
         with pytest.raises(InvalidEvent, match="event 2500: int is no event"):
-            connection.publish(topic.name, [*events, 7, order_line()])
+            connection.publish(topic.name, events)
         assert len(list(connection.subscribe(topic.name, "earliest", timeout=1))) == 2500
 
 

@@ -61,7 +61,7 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 def take(events: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     while len(found) < count:
         event = next(events)
         if "data" in event:

@@ -16,9 +16,9 @@ def main() -> int:
         return 1
     print("installing Chromium", flush=True)
     sudo = [] if os.geteuid() == 0 else ["sudo"]
-    quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "check": True}
-    subprocess.run([*sudo, "apt-get", "update", "-qq"], **quiet)
-    subprocess.run([*sudo, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], **quiet)
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    subprocess.run([*sudo, "apt-get", "update", "-qq"], check=True)
+    subprocess.run([*sudo, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], check=True)
     return 0
 
 

@@ -168,7 +168,7 @@ async def test_markers_do_not_pile_up_in_a_compacted_topic(timed_clients: Client
             await producer.send_and_wait("t", b"%d" % number, key=b"a")
     await timed_broker.clean()
     spans: list[Span] = list(log_of(timed_broker).spans(0))
-    assert [(s.base_offset, s.last_offset) for s in spans] == [(18, 18)]
+    assert [(s.base_offset, s.last_offset) for s in spans] == [(18, 18), (19, 19)]  # the last marker ends the log
 
 
 async def test_compaction_in_small_steps_comes_to_the_same(tmp_path: Path, clock: ManualClock) -> None:
@@ -181,3 +181,21 @@ async def test_compaction_in_small_steps_comes_to_the_same(tmp_path: Path, clock
         for _ in range(12):
             await broker.clean()
         assert [offset for offset, _, _ in await contents(clients)] == list(range(40, 60))
+
+
+async def test_a_reader_reaches_the_end_that_it_is_told_after_compaction(
+    timed_clients: Clients, timed_broker: Broker
+) -> None:
+    await timed_clients.topic("t", cleanup_policy="compact", min_cleanable_dirty_ratio="0")
+    producer = await timed_clients.producer(transactional_id="tx")
+    for number in range(3):
+        async with producer.transaction():
+            await producer.send("t", key=b"k", value=b"%d" % number)
+    await timed_broker.clean()
+    consumer = await timed_clients.consumer(isolation_level="read_committed")
+    consumer.assign([PLACE])
+    consumer.seek(PLACE, 0)
+    end = (await consumer.end_offsets([PLACE]))[PLACE]
+    async with asyncio.timeout(10):
+        while await consumer.position(PLACE) < end:
+            await consumer.getmany(timeout_ms=50)
