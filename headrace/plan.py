@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -135,8 +136,11 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
     return [(column, name) for name, column in found.items()]
 
 
-def stages(app: App) -> tuple[Stage, ...]:
-    """The stages of an application, upstream first. Raises DeclarationError where they cannot be laid out."""
+def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
+    """The stages of an application, upstream first; `now`: seconds since 1970.
+
+    Raises DeclarationError where they cannot be laid out.
+    """
     models, sets = app.models, feature_sets(app)
     known = {e.contract.topic: e for e in events(app)}
     mains = dict.fromkeys([m.on.contract.topic for m in models] + [declaration(s).of.name for s in sets])
@@ -144,7 +148,7 @@ def stages(app: App) -> tuple[Stage, ...]:
     for main in mains:
         here = [s for s in sets if declaration(s).of.name == main]
         scored = [m for m in models if m.on.contract.topic == main]
-        made.append(_event_stage(app, known, main, here, scored))
+        made.append(_event_stage(app, known, main, here, scored, now))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
     return tuple(made)
 
@@ -155,6 +159,7 @@ def _event_stage(
     main: str,
     sets: list[type[Features]],
     models: list[Model],
+    now: Callable[[], float],
 ) -> Stage:
     """Features, predictions and outcomes of one topic's events, in one task a partition."""
     outcomes = _outcomes(models, sets)
@@ -175,7 +180,7 @@ def _event_stage(
         operators += [operator(s) for s in sets]
         follows = []
         for model in models:
-            scorer = Scorer(model, model_columns(model), baselines(model))
+            scorer = Scorer(model, model_columns(model), baselines(model), now)
             operators.append(scorer)
             if model.outcome is not None:
                 operators.append(Settle(model.name, model.outcome, scorer.column))

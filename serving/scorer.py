@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ class Scorer:
 
     columns:   the features' names as the batch has them (`Set.name`) and as the model sees them
     baselines: a name and a column each, of probabilities; where one is missing, the base rate stands in
+    now:       seconds since 1970, for the latency that a prediction tells
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Scorer:
         model: Model,
         columns: Sequence[tuple[str, str]],
         baselines: Mapping[str, str],
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float],
     ) -> None:
         self.name = f"score.{model.name}"
         self.column = f"prediction.{model.name}"
