@@ -94,7 +94,7 @@ def test_every_package_is_shipped() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {n for n, path in MODULES.items() if path.name == "__init__.py"}
     assert set(declared["packages"]) == there
-    folders = {"headrace": "headrace"} | {n: n.removeprefix("headrace.").replace(".", "/") for n in there - {"headrace"}}
+    folders = {n: n.removeprefix("headrace.").replace(".", "/") for n in there}
     assert declared["package-dir"] == folders
 
 
