@@ -47,7 +47,7 @@ def imports(name: str) -> Iterator[str]:
     """The modules that a module imports, those for types alone left out."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    hidden = set()
+    hidden: set[int] = set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
