@@ -46,6 +46,7 @@ from headrace.streams.expressions import (
     where,
 )
 from headrace.streams.features import Features
+from headrace.streams.joins import lookup
 from headrace.streams.outcomes import Outcome
 from headrace.streams.windows import last_n, session, sliding, tumbling
 
@@ -76,6 +77,7 @@ __all__ = [
     "length",
     "log",
     "log1p",
+    "lookup",
     "max",
     "maximum",
     "mean",
