@@ -17,6 +17,8 @@ KILLS ?= 20
 	@$(PIP) --upgrade "setuptools>=77,<85"
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@echo "compiling the kernels (once on this machine; about half a minute)"
+	@$(BIN)/python -c "from headrace.streams import kernels; kernels.warm()"
 	@touch $@
 
 .venv/test: .venv/run requirements-test.txt

@@ -30,6 +30,9 @@ LAST_LINES = 12
 """Lines of a dead child's log that its error tells."""
 LINE_BYTES = 2000
 
+NOTE = "note: "
+"""How a line of a child begins that its user should see, and not only its log."""
+
 Probe = Callable[[], Awaitable[bool]]
 
 
@@ -68,7 +71,7 @@ class Supervisor:
 
     logs:   a folder; each child's output goes to `<name>.log` there
     shared: file descriptors that children inherit and hold as long as they live (a lock)
-    tell:   called with a sentence when a child dies or is back
+    tell:   called with a sentence when a child dies or is back, and with each NOTE of a child
     """
 
     def __init__(self, logs: Path, *, shared: Sequence[int] = (), tell: Callable[[str], None] = lambda _: None) -> None:
@@ -89,7 +92,7 @@ class Supervisor:
 
         Raises StackError, with its last lines, where it dies first or is not ready in time.
         """
-        process = _Process(child, self._logs / f"{child.name}.log", self._watched, self._shared)
+        process = _Process(child, self._logs / f"{child.name}.log", self._watched, self._shared, self._tell)
         self._running.append(process)
         await process.start()
         await process.wait_ready()
@@ -151,12 +154,15 @@ class Supervisor:
 class _Process:
     """A child and its output."""
 
-    def __init__(self, child: Child, log: Path, watched: int, shared: Sequence[int]) -> None:
+    def __init__(
+        self, child: Child, log: Path, watched: int, shared: Sequence[int], tell: Callable[[str], None]
+    ) -> None:
         self.child = child
         self.log = log
         self.keeper: asyncio.Task[None] | None = None
         self._watched = watched
         self._shared = shared
+        self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -255,5 +261,7 @@ class _Process:
         text = line[-LINE_BYTES:].decode(errors="replace").rstrip()
         if text:
             self._last.append(text)
+        if text.startswith(NOTE):
+            self._tell(f"the {self.child.name}: {text.removeprefix(NOTE)}")
         if "ready" in re.findall(r"\w+", text)[:2]:
             self._ready.set()

@@ -26,11 +26,15 @@ from headrace.streams.kafka import KafkaLog
 from headrace.streams.parent import watch_parent
 from headrace.streams.runner import Runner
 from headrace.streams.store import RocksStore
+from headrace.supervisor import NOTE
 
 logger = logging.getLogger("headrace.worker")
 
 REPORT_EVERY = 1.0
 """Seconds between updates of the exported metrics."""
+
+NOTE_AFTER = 1.5
+"""Seconds of silence before the worker says what it waits for; reading compiled kernels takes less."""
 
 STOP_WITHIN = 10.0
 """Seconds that a stopping worker gives its tasks to end the cycle they are in; then it leaves, crash-only."""
@@ -109,13 +113,16 @@ async def _report(tasks: Sequence[Runner]) -> None:
 
 
 def warm_up() -> None:
-    """Compile the kernels before the first batch; the line says so where it takes time."""
-    if kernels.compiled():
-        return
-    print("compiling the kernels (once on this machine; about half a minute)", flush=True)
-    began = time.monotonic()
-    kernels.warm()
-    print(f"kernels compiled in {time.monotonic() - began:.1f} s", flush=True)
+    """Compile the kernels, or read them from the cache, before the first batch. A note says so where it takes time."""
+    began, noted = time.monotonic(), False
+
+    def progress(_: str, done: int, every: int) -> None:
+        nonlocal noted
+        if not noted and done < every and time.monotonic() - began > NOTE_AFTER:
+            noted = True
+            print(f"{NOTE}compiling {every} kernels (once on this machine; about half a minute)", flush=True)
+
+    kernels.warm(progress)
 
 
 def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None, metrics_port: int = 0) -> None:

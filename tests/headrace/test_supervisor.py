@@ -48,6 +48,16 @@ async def test_a_child_that_dies_before_it_is_ready_is_told_with_its_last_lines(
         await running.stop()
 
 
+async def test_a_note_of_a_child_is_told_and_its_other_lines_are_not(tmp_path: Path) -> None:
+    told: list[str] = []
+    running = Supervisor(tmp_path, tell=told.append)
+    try:
+        await running.start(child("print('loading'); print('note: compiling', flush=True); " + READY))
+        assert told == ["the child: compiling"]
+    finally:
+        await running.stop()
+
+
 async def test_a_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
     running = Supervisor(tmp_path)
     try:
