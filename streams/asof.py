@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from headrace.streams import kernels
-from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.batch import NEVER, Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.jsonrows import joined, printed
 from headrace.streams.plans import Declared, Plan, keys, result, taken
@@ -17,7 +17,9 @@ class FeatureSet:
     """The operator of features as of each event. See `batch.Operator` for its contract.
 
     It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row to
-    `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}.
+    `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}. An entity that has been idle for
+    longer than every window of the set, and lateness, is forgotten; what is folded for all time, or over the last
+    events, stays.
     """
 
     def __init__(self, features: Declared) -> None:
@@ -33,6 +35,8 @@ class FeatureSet:
             table.seal(self.entities)
         self._topic = f"features.{self.name}"
         self._published = self.declared.public if self.declared.publish else []
+        self._lateness = max(source.lateness for source in plan.streams.values())
+        self._watermark = NEVER
 
     @property
     def ignored(self) -> int:
@@ -43,6 +47,8 @@ class FeatureSet:
     def process(self, batch: Batch, out: Outputs) -> None:
         streams = {name: rows for name, rows in batch.streams.items() if len(rows)}
         main = streams.get(self.declared.of.name)
+        if len(batch):
+            self._watermark = max(self._watermark, int(batch.watermark[-1]))
         known: dict[str, Column] = {}
         slots: dict[str, Ints] = {}
         inputs: dict[str, dict[str, Column]] = {name: {} for name in streams}
@@ -113,12 +119,18 @@ class FeatureSet:
         found: list[Change] = []
         for table in self._tables.values():
             table.changes(found)
+        if self.entities.crowded:
+            idle = self._plan.idle(self._watermark - self._lateness, len(self.entities))
+            gone = self.entities.unused(np.flatnonzero(~idle))
+            self._plan.forget(gone, found)
+            self.entities.release(gone)
         return found
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         self._plan.load(rows)
 
     def clear(self) -> None:
+        self._watermark = NEVER
         self.entities.clear()
         for table in self._tables.values():
             table.clear()

@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Column = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.object_]
-"""One field over rows. int, datetime (microseconds): int64. float, optional int, optional float: float64, NaN
-where missing. bool: bool. str and everything else: object, None where missing."""
+"""One field over rows. int, datetime (microseconds): int64. bool: bool. float, and int, datetime and bool that may
+be missing: float64, NaN where missing. str and everything else: object, None where missing."""
+
+
+NEVER = -(2**62)
+"""The event time before anything was seen."""
 
 
 @dataclass(slots=True)

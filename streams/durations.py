@@ -23,7 +23,7 @@ def microseconds(span: str) -> int:
 
     Raises DeclarationError where the text is not a sequence of numbers with us, ms, s, m, h, d or w.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)", span)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)", span) if isinstance(span, str) else []
     if not parts or "".join(n + u for n, u in parts) != span.replace(" ", ""):
         raise DeclarationError(f'{span!r} is not a span of time: write "90s", "15m", "1h30m", "7d" or "2w"')
     return round(sum(float(n) * _UNITS[u] for n, u in parts))

@@ -69,6 +69,8 @@ class _EventMeta(msgspec.StructMeta):
                 f'topic="...", key="<field>", time="<field>")'
             )
         _check_topic(name, topic)
+        if unknown not in ("reject", "ignore"):
+            raise DeclarationError(f'event {name}: unknown={unknown!r} is neither "reject" nor "ignore"')
         for role, chosen in (("key", key), ("time", time)):
             if chosen not in cls.__struct_fields__:
                 known = ", ".join(cls.__struct_fields__)
@@ -120,7 +122,10 @@ _KINDS: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "str",
 
 
 def fields(event: type[Event]) -> tuple[Field, ...]:
-    """The fields of an event class as columns."""
+    """The fields of an event class as columns.
+
+    Raises DeclarationError where the key is neither text nor an int, or the time neither a datetime nor an int.
+    """
     hints = typing.get_type_hints(event)
     found = []
     for name in event.__struct_fields__:
@@ -130,4 +135,18 @@ def fields(event: type[Event]) -> tuple[Field, ...]:
             optional = len(plain) < len(typing.get_args(hint))
             hint = plain[0] if len(plain) == 1 else object
         found.append(Field(name, _KINDS.get(hint, "object"), optional))
+    _check_roles(event, {f.name: f for f in found})
     return tuple(found)
+
+
+def _check_roles(event: type[Event], known: dict[str, Field]) -> None:
+    """The types of key and time. They are known here at the earliest: hints may name what is declared later."""
+    key, time = known[event.contract.key], known[event.contract.time]
+    if key.kind not in ("str", "int"):
+        raise DeclarationError(f"event {event.__name__}: key={key.name!r} is {key.kind}; a key is a str or an int")
+    if time.kind not in ("time", "int") or time.optional:
+        what = f"{time.kind} or missing" if time.optional else time.kind
+        raise DeclarationError(
+            f"event {event.__name__}: time={time.name!r} is {what}; "
+            f"an event time is a datetime, or an int of milliseconds, and never missing"
+        )

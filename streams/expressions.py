@@ -3,13 +3,13 @@
 `col.price * col.quantity` is a tree. It is checked against the event's fields once, where it is declared, and
 evaluated over whole columns. A missing number is NaN and a missing text is None; what has no value (x / 0,
 the log of a number that is not positive, a result beyond 1e308) is missing, never infinite. A comparison with
-a missing value is false, `!=` included. Integer + - * saturates at the ends of int64. Every function gives
+a missing value is false, `!=` included. Integer + - * // saturates at the ends of int64. Every function gives
 the same bits for a row whatever rows lie around it, so where batches are cut changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
@@ -194,6 +194,8 @@ col = Columns()
 
 class Constant(Expression):
     def __init__(self, value: Value) -> None:
+        if isinstance(value, int) and not INT_MIN <= value <= INT_MAX:
+            raise DeclarationError(f"{value} is beyond int64: write it as a float")
         self.value = value
 
     def described(self) -> str:
@@ -229,7 +231,7 @@ class IsIn(Expression):
 
     def compute(self, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:
         column = evaluate(self.args[0], fields, known, rows)
-        return np.fromiter(map(self.values.__contains__, column.tolist()), np.bool_, rows)
+        return np.fromiter((isinstance(v, Hashable) and v in self.values for v in column.tolist()), np.bool_, rows)
 
 
 class StartsWith(Expression):
@@ -292,7 +294,7 @@ def canonical(column: Column, type: Type) -> Column:
     if type.kind == "float" or (type.optional and type.kind in ("int", "time")):
         return _float(column)
     if type.kind in ("int", "time"):
-        return column if column.dtype == np.int64 else column.astype(np.int64)
+        return column if column.dtype == np.int64 else _integers(column)
     return column
 
 
@@ -306,6 +308,15 @@ def _expression(value: Expression | Value) -> Expression:
 
 def _float(column: Array) -> Array:
     return column if column.dtype == np.float64 else column.astype(np.float64)
+
+
+def _integers(column: Array) -> Array:
+    """int64 of bools, or of floats without NaN, held at the ends of int64."""
+    if column.dtype != np.float64:
+        return column.astype(np.int64)
+    whole = np.clip(column, INT_MIN, 2.0**62).astype(np.int64)
+    whole[column > 2.0**62] = np.fromiter((min(int(v), INT_MAX) for v in column[column > 2.0**62].tolist()), np.int64)
+    return whole
 
 
 def _finite(column: Array) -> Array:
@@ -340,9 +351,10 @@ def _whole(operation: Over) -> Over:
         b = b.astype(np.int64) if b.dtype == np.bool_ else b
         if a.dtype != np.int64 or b.dtype != np.int64:
             return _finite(operation(_float(a), _float(b)))
-        if b.all():
-            return operation(a, b)
-        return np.where(b == 0, np.nan, operation(a, np.where(b == 0, 1, b)))
+        result = operation(a, np.where(b == 0, 1, b))
+        if operation is np.floor_divide:
+            result[(a == INT_MIN) & (b == -1)] = INT_MAX
+        return result if b.all() else np.where(b == 0, np.nan, result)
 
     return over
 

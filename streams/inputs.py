@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from headrace.streams.batch import Batch, Record, Rows
+from headrace.streams.batch import NEVER, Batch, Record, Rows
 from headrace.streams.codecs import Decoded, Decoder
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 
 MAX_BUFFERED_ROWS = 20_000
 """Rows decoded and waiting in one input; a faster input is not read further until they are taken."""
-
-NEVER = -(2**62)
-"""The event time before anything was seen."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -179,7 +176,7 @@ class Merge:
         keep = np.ones(len(order), np.bool_)
         for n, count in enumerate(counts):
             if count:
-                self._take_input(n, count, place[source == n], time, keep, streams, refused)
+                self._take_input(n, count, place[source == n], watermark, time, keep, streams, refused)
         if len(order):
             self.watermark = int(watermark[-1])
         return Taken(_compact(time, watermark, keep, streams), refused, len(order))
@@ -201,6 +198,7 @@ class Merge:
         n: int,
         count: int,
         place: NDArray[np.int64],
+        watermark: NDArray[np.int64],
         time: NDArray[np.int64],
         keep: NDArray[np.bool_],
         streams: dict[str, Rows],
@@ -223,10 +221,11 @@ class Merge:
             here = chunk.decoded.time[first:last]
             spot = at[rows - start]
             time[spot] = here
-            # How far the input had come before each row: late is judged by the input's own watermark.
+            # Late is judged by the input's own watermark before the row, and by the task's: one that was idle
+            # no longer held it back, and windows that have gone cannot be corrected.
             seen = np.concatenate(([before], chunk.order[start : end - 1]))[rows - start]
             before = int(chunk.order[end - 1])
-            on_time = here >= seen - source.out_of_orderness - source.lateness
+            on_time = here >= np.maximum(seen - source.out_of_orderness, watermark[spot]) - source.lateness
             for j in np.flatnonzero(~on_time).tolist():
                 keep[spot[j]] = False
                 refused.append(_late(source, chunk.fetched, int(rows[j])))

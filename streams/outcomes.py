@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.codecs import Decoded
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
-from headrace.streams.event import Event, fields
+from headrace.streams.event import Event, Field, fields
 from numpy.typing import NDArray
 
 
@@ -24,8 +25,10 @@ class Outcome:
 
     event:     the event that brings the outcome (a return)
     of:        the event whose outcome it is (an order line); a model gives its own `on` where this is left out
-    match:     fields equal in both; the most recent open event is matched first
-    within:    the horizon: an event without a match by then has the outcome `otherwise`
+    match:     fields equal in both; the most recent open event is matched first: the latest by event time, and of
+               those at one time the last to come
+    within:    the horizon, itself included: an event without a match by then has the outcome `otherwise`, which is
+               known once the watermark has passed the horizon and the lateness of `event`
     prior:     the share of True outcomes expected before the first one is seen; what a model answers until then
     quantity:  a field counted in both: a match takes back that much, what is left goes on to the next open event
 
@@ -73,8 +76,13 @@ class Outcome:
         """
         if self.of is None:
             raise DeclarationError("features of an Outcome need to know whose it is: write hr.Outcome(..., of=<Event>)")
-        contract = self.of.contract
+        contract = self.event.contract  # a match has the time of the event that brought it
         return Stream(self.known_stream, fields(self.of), contract.lateness, contract.out_of_orderness, self)
+
+    @property
+    def lateness(self) -> int:
+        """Microseconds that an outcome event may come behind the watermark and still be matched."""
+        return self.event.contract.lateness
 
     @property
     def known_stream(self) -> str:
@@ -88,13 +96,16 @@ class Outcome:
         return f"{self.known_stream}~expired"
 
     def _check(self, event: type[Event]) -> None:
-        known = {f.name: f.kind for f in fields(event)}
+        known = {f.name: f for f in fields(event)}
         wanted = [*self.match, *([self.quantity] if self.quantity else [])]
         for name in wanted:
             if name not in known:
                 raise DeclarationError(f"Outcome: {event.__name__} has no field {name!r} ({', '.join(known)})")
-        if self.quantity and known[self.quantity] not in ("int", "float"):
-            raise DeclarationError(f"Outcome: quantity={self.quantity!r} is not a number in {event.__name__}")
+        if self.quantity and (known[self.quantity].kind not in ("int", "float") or known[self.quantity].optional):
+            raise DeclarationError(
+                f"Outcome: quantity={self.quantity!r} is {known[self.quantity].kind} in {event.__name__}; "
+                f"it must be a number that is never missing"
+            )
 
 
 class _Line(msgspec.Struct, array_like=True):
@@ -112,7 +123,8 @@ class Match:
 
     Adds two streams to the batch, with the settled event's own fields and its offset as `~offset`:
     `Outcome.known_stream`, at the moment of the match, and `Outcome.expired_stream`, once the watermark is past the
-    horizon. Rows are taken one at a time in batch order, so where batches are cut changes nothing.
+    horizon and the outcome events' lateness. Rows are taken one at a time in batch order, so where batches are cut
+    changes nothing. What is missing matches nothing.
     """
 
     def __init__(self, outcome: Outcome) -> None:
@@ -127,16 +139,13 @@ class Match:
 
     def clear(self) -> None:
         self._open: dict[int, _Line] = {}
-        self._by_match: dict[tuple[Any, ...], list[int]] = {}
+        self._by_match: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         self._expiry: list[tuple[int, int]] = []
         self._touched: set[int] = set()
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         for key, value in rows:
             self._add(int.from_bytes(key, "big"), msgspec.msgpack.decode(value, type=_Line))
-        for offsets in self._by_match.values():
-            offsets.sort()
-
     def changes(self) -> list[Change]:
         changes: list[Change] = []
         for offset in sorted(self._touched):
@@ -171,7 +180,7 @@ class Match:
         insert(batch, self._main, [(expired, self._outcome.expired_stream, 0), (known, self._outcome.known_stream, 1)])
         for derived, stream in ((expired, self._outcome.expired_stream), (known, self._outcome.known_stream)):
             if derived.at:
-                batch.streams[stream].fields = derived.columns([f.name for f in self._fields])
+                batch.streams[stream].fields = derived.columns(self._fields)
 
     def _lines(self, rows: Rows, times: list[int]) -> list[_Line]:
         columns = [rows.fields[f.name].tolist() for f in self._fields]
@@ -191,16 +200,16 @@ class Match:
 
     def _add(self, offset: int, line: _Line) -> None:
         self._open[offset] = line
-        self._by_match.setdefault(line.match, []).append(offset)
+        bisect.insort(self._by_match.setdefault(line.match, []), (line.time, offset))
         heapq.heappush(self._expiry, (line.time + self._outcome.within, offset))
 
     def _expire(self, at: int, watermark: int, expired: _Derived) -> None:
-        while self._expiry and self._expiry[0][0] < watermark:
+        while self._expiry and self._expiry[0][0] < watermark - self._outcome.lateness:
             matures, offset = heapq.heappop(self._expiry)
             line = self._open.pop(offset)
-            offsets = self._by_match[line.match]
-            offsets.remove(offset)
-            if not offsets:
+            lines = self._by_match[line.match]
+            lines.remove((line.time, offset))
+            if not lines:
                 del self._by_match[line.match]
             self._touched.add(offset)
             if not line.labelled:
@@ -209,7 +218,7 @@ class Match:
     def _settle(self, at: int, time: int, match: tuple[Any, ...], quantity: float, known: _Derived) -> None:
         """Take `quantity` back from the most recent open events."""
         matched = False
-        for offset in reversed(self._by_match.get(match, ())):
+        for _, offset in reversed(self._by_match.get(match, ()) if None not in match else ()):
             line = self._open[offset]
             if quantity <= 0:
                 break
@@ -241,15 +250,15 @@ class _Derived:
         self.offset.append(offset)
         self.values.append(values)
 
-    def columns(self, names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, fields: Sequence[Field]) -> dict[str, Column]:
         columns: dict[str, Column] = {}
-        for name, values in zip(names, zip(*self.values, strict=True), strict=True):
-            if any(isinstance(v, str) or v is None for v in values):
+        for of, values in zip(fields, zip(*self.values, strict=True), strict=True):
+            if of.kind in ("str", "object"):
                 column = np.empty(len(values), np.object_)
                 column[:] = values
             else:
                 column = np.array(values)
-            columns[name] = column
+            columns[of.name] = column
         columns["~offset"] = np.array(self.offset, np.int64)
         return columns
 
@@ -329,7 +338,7 @@ class Settle:
             known=when(known),
             matures=made.at + timedelta(microseconds=self._outcome.within),
             # Several events expire at one row; each stands for the moment at which it matured.
-            watermark=when(watermark if matched else known),
+            watermark=when(watermark - self._outcome.lateness if matched else known),
             outcome=matched != self._outcome.otherwise,
             score=made.score,
             baselines=made.baselines,

@@ -14,14 +14,23 @@ from typing import Any, Protocol
 import numpy as np
 from headrace.streams import kernels
 from headrace.streams.aggregations import Aggregate, Stream, aggregates, covers_itself
-from headrace.streams.batch import Column, Rows
-from headrace.streams.durations import text
+from headrace.streams.batch import Change, Column, Rows
+from headrace.streams.durations import microseconds, text
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
-from headrace.streams.windows import AllTime, LastN, Session, Sliding, Tumbling, Versions, Window
+from headrace.streams.windows import (
+    MOST_COPIES,
+    AllTime,
+    LastN,
+    Session,
+    Sliding,
+    Tumbling,
+    Versions,
+    Window,
+)
 from numpy.typing import NDArray
 
 
@@ -68,6 +77,8 @@ class Plan:
             for aggregate in aggregates(expression):
                 source = aggregate.of or declared.of
                 self.streams[source.name] = source
+        if declared.window is not None or declared.early is not None:
+            _check_results(declared)
         self.scope = _scope(declared.of)
         self.key_types = {name: self._key_type(e, self.scope) for name, e in declared.by.items()}
         self.key_optional = any(type.optional for type in self.key_types.values())
@@ -129,7 +140,8 @@ class Plan:
             inputs[value.text] = value
         alone = declared.window is None or len(self.streams) == 1
         sure = covers_itself(aggregate) and not self.key_optional and alone
-        type, reads = _reads(aggregate, found, panes, sure, self.key_optional)
+        over = declared.window or aggregate.over
+        type, reads = _reads(aggregate, over, found, panes, sure, self.key_optional)
         for read in reads:
             if read.accumulator not in table.accumulators:
                 table.accumulators.append(read.accumulator)
@@ -144,9 +156,22 @@ class Plan:
             return _grid(aggregate.over)
         if not isinstance(aggregate.over, AllTime) or aggregate.kind in ("since_last", "decayed"):
             raise DeclarationError(f"{aggregate} has no place in a set whose window is {window}")
-        if not isinstance(window, Tumbling | Sliding | Session | LastN):
-            raise DeclarationError("the window of a set ends: tumbling, sliding, session or last_n")
         return _grid(window) if isinstance(window, LastN) else (str(window), kernels.GIVEN, 1, 1)
+
+    def idle(self, horizon: int, entities: int) -> NDArray[np.bool_]:
+        """Of each entity, whether no event at `horizon` or later can read anything that is held of it."""
+        found = np.ones(entities, np.bool_)
+        for name, table in self.tables.items():
+            sessions = self.sessions.get(name)
+            found &= table.idle(horizon) if sessions is None else sessions.idle(horizon, entities)
+        return found
+
+    def forget(self, slots: Ints, into: list[Change]) -> None:
+        """Drops all that is held of these entities, and appends what that changes."""
+        for name, table in self.tables.items():
+            table.forget(slots, into)
+            if name in self.sessions:
+                self.sessions[name].forget(slots)
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Hands rows of state to their tables; rows of tables that are no longer declared are left alone."""
@@ -161,6 +186,24 @@ class Plan:
             self.tables[name].load(theirs)
             if name in self.sessions:
                 self.sessions[name].restore(self.tables[name])
+
+
+def _check_results(declared: Declaration) -> None:
+    """Refuses windows whose results cannot be published."""
+    window, name = declared.window, declared.name
+    if not isinstance(window, Tumbling | Sliding | Session | LastN):
+        raise DeclarationError(
+            f"{name}: window={window!r} has no results; write tumbling, sliding, session or last_n"
+        )
+    if isinstance(window, Sliding) and window.every is None and window.size // window.pane > MOST_COPIES:
+        raise DeclarationError(
+            f"{name}: every event lies in {window.size // window.pane} windows of {window}, and {MOST_COPIES} is the "
+            f"most: say how often a result comes, as in sliding({text(window.size)!r}, every=...)"
+        )
+    if declared.early is not None and (isinstance(window, LastN) or microseconds(declared.early) <= 0):
+        raise DeclarationError(
+            f"{name}: early={declared.early!r} is a span above 0, for windows that end with time"
+        )
 
 
 class _Fields(dict[str, Field]):
@@ -193,11 +236,13 @@ def _grid(over: Window) -> tuple[str, int, int, int]:
     return str(over), kernels.GIVEN, 1, 1
 
 
-def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool) -> tuple[Type, list[Read]]:
-    """The type of an aggregation over values of a type, and what it reads of its table."""
+def _reads(
+    aggregate: Aggregate, over: Window, of: Type, panes: int, sure: bool, keyless: bool
+) -> tuple[Type, list[Read]]:
+    """The type of an aggregation over values of a type, and what it reads of its table. over: its window."""
     kind, text = aggregate.kind, "" if aggregate.value is None else aggregate.value.text
     counted = kernels.FLOATED if keyless else kernels.PLAIN
-    exact = of.kind in ("int", "bool", "time") and not (of.optional and of.kind != "bool")
+    exact = of.kind in ("int", "bool", "time") and not of.optional
 
     def one(operation: int, how: int, **more: Any) -> list[Read]:
         return [Read(Accumulator(operation, text, **more), panes, how)]
@@ -223,7 +268,7 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
     if not (of.number or timed):
         raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
     if kind == "quantile":
-        ranked = isinstance(aggregate.over, LastN)
+        ranked = isinstance(over, LastN)
         operation, how = (kernels.FMIN, kernels.RANKED) if ranked else (kernels.BINS, kernels.QUANTILE)
         read = Read(Accumulator(operation, text, True), panes, how, option=aggregate.option)
         return Type("float", True), [read]
@@ -232,7 +277,7 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
     if kind in ("sum", "mean"):
         total = one(kernels.ISUM, counted) if exact else one(kernels.FSUM, kernels.PLAIN, floating=True)
         if kind == "sum":
-            return Type("int" if exact or of.kind == "int" else "float", keyless or not exact), total
+            return Type("float" if of.kind == "float" else "int", keyless or not exact), total
         of_all = Accumulator(kernels.COUNT, "") if exact else Accumulator(kernels.PRESENT, text, True)
         return Type("float", True), [*total, Read(of_all, panes, counted)]
     result = Type("int" if of.kind == "bool" else of.kind, not (sure and exact))
@@ -246,7 +291,13 @@ def _reads(aggregate: Aggregate, of: Type, panes: int, sure: bool, keyless: bool
 
 def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
     """The entity of each row: a value, or a tuple of values; None where any of them is missing."""
-    found = [listed(evaluate(e, rows.fields, {}, len(rows))) for e in by.values()]
+    found: list[list[object]] = []
+    for expression in by.values():
+        column = evaluate(expression, rows.fields, {}, len(rows))
+        if column.dtype == np.float64:  # ints that may be missing; an entity is the int in every stream
+            found.append([None if v != v else int(v) for v in column.tolist()])
+        else:
+            found.append(listed(column))
     if len(found) == 1:
         return found[0]
     return [None if None in entity else entity for entity in zip(*found, strict=True)]
@@ -290,7 +341,7 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
         elif floating:
             values[i] = column.astype(np.float64).view(np.int64)
         else:
-            values[i] = column
+            values[i] = canonical(column, Type("int", False))
     return values
 
 

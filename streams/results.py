@@ -35,6 +35,8 @@ from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 _FACTS = struct.Struct(">qqq?q?")
 _NUMBER = struct.Struct(">q")
 _NEVER = -1
+_NO_START = kernels.INT_MIN
+"""The start of the last N events; sliding windows of early 1970 begin before it, so that 0 will not do."""
 
 
 @dataclass(slots=True)
@@ -280,7 +282,7 @@ class WindowSet:
             window.start += 1
             self._touched[slot, 0] = None
             if window.start % every == 0:
-                rows.append(_Row(at, time, -1, self.entities.encoded(slot), slot, 0, 0))
+                rows.append(_Row(at, time, _NO_START, self.entities.encoded(slot), slot, 0, 0))
         return rows
 
     # State and records.
@@ -344,7 +346,7 @@ class WindowSet:
             else:
                 found[name] = [orjson.dumps(value) for value in single]
         moments = Type("time", True)
-        start = np.array([row.start if row.start >= 0 else np.nan for row in rows], np.float64)
+        start = np.array([row.start if row.start != _NO_START else np.nan for row in rows], np.float64)
         found["start"] = printed(start, moments)
         found["end"] = printed(np.array([row.end for row in rows], np.int64), Type("time", False))
         found["revision"] = [str(row.revision).encode() for row in rows]
@@ -392,6 +394,11 @@ class WindowSet:
         self._touched.clear()
         for table in self._plan.tables.values():
             table.changes(found)
+        if self.entities.crowded:
+            held = np.fromiter((slot for slot, _ in self._windows), np.int64, len(self._windows))
+            gone = self.entities.unused(held)
+            self._plan.forget(gone, found)
+            self.entities.release(gone)
         return found
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
@@ -448,7 +455,11 @@ class _Sessions:
         while before and closing and closing[0][0] <= self.watermark[before - 1]:
             end, slot, number = heapq.heappop(closing)
             session = owner._windows.get((slot, number))
-            if session is not None and not session.closed and session.end + self.gap == end:
+            if session is None or session.closed:
+                continue
+            if session.end + self.gap > end:  # it has gone on since
+                heapq.heappush(closing, (session.end + self.gap, slot, number))
+            else:
                 owner._final(session, int(np.searchsorted(self.watermark, end)), self.rows)
 
     def _join(self, at: int, slot: int, time: int) -> int:
@@ -473,7 +484,8 @@ class _Sessions:
                 session.start, session.revision, session.shown = time, 0, False
             session.end = max(session.end, time)
             owner._touched[slot, session.number] = None
-            heapq.heappush(owner._closing, (session.end + gap, slot, session.number))
+            if session.closed:
+                heapq.heappush(owner._closing, (session.end + gap, slot, session.number))
         if session.end + gap <= self.watermark[at]:
             session.closed = False
             owner._final(session, at, self.rows)

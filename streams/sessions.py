@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from headrace.streams import kernels
 from headrace.streams.tables import Accumulator, Ints, Table
+from numpy.typing import NDArray
 
 EARLIEST = Accumulator(kernels.FIRST, "")
 LATEST = Accumulator(kernels.LATEST, "")
@@ -36,6 +37,17 @@ class Sessions:
     def clear(self) -> None:
         self._of: defaultdict[int, list[_Session]] = defaultdict(list)
         self.ignored = 0
+
+    def idle(self, horizon: int, entities: int) -> NDArray[np.bool_]:
+        """Of each entity, whether no event at `horizon` or later can be in a session that it has."""
+        found = np.ones(entities, np.bool_)
+        found[[slot for slot, mine in self._of.items() if mine[-1].end + self.gap > horizon]] = False
+        return found
+
+    def forget(self, slots: Ints) -> None:
+        """Drops the sessions of these entities."""
+        for slot in slots.tolist():
+            self._of.pop(slot, None)
 
     def restore(self, table: Table) -> None:
         """Finds the sessions in the panes of a loaded table."""

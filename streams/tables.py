@@ -29,26 +29,58 @@ _NUMBER = struct.Struct(">q")
 _LENGTH = struct.Struct(">I")
 
 
+SWEEP_FROM = 1024
+"""Values that an index, or entries that a table, takes in before it looks for those that are no longer used; then
+as many as it kept, so that looking costs a constant share of taking in, and at most about half is unused."""
+
+
 class Index:
-    """Numbers the values it meets: 0, 1, 2, ... A missing value is `kernels.UNKNOWN`."""
+    """Numbers the values it meets: 0, 1, 2, ... A missing value is `kernels.UNKNOWN`.
+
+    Numbers that are no longer used go to the values met next. told: keep what `fresh` tells.
+    """
 
     class _Numbers(dict[object, int]):
-        def __init__(self) -> None:
+        def __init__(self, told: bool) -> None:
             self.met: list[object] = []
+            self.free: list[int] = []
+            self.fresh: list[int] = []
+            self.told = told
             self[None] = kernels.UNKNOWN
 
         def __missing__(self, value: object) -> int:
-            number = self[value] = len(self.met)
-            self.met.append(value)
+            if self.free:
+                number = self.free.pop()
+                self.met[number] = value
+            else:
+                number = len(self.met)
+                self.met.append(value)
+            self[value] = number
+            if self.told:
+                self.fresh.append(number)
             return number
 
-    def __init__(self) -> None:
-        self._numbers = self._Numbers()
+    def __init__(self, told: bool = False) -> None:
+        self._numbers = self._Numbers(told)
         self.met = self._numbers.met
-        self._encoded: list[bytes] = []
+        self._free = self._numbers.free
+        self._fresh = self._numbers.fresh
+        self._encoded: dict[int, bytes] = {}
+        self._kept = 0
 
     def __len__(self) -> int:
+        """Numbers given so far, those in use and those that are free."""
         return len(self.met)
+
+    @property
+    def used(self) -> int:
+        """Values it knows."""
+        return len(self.met) - len(self._free)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many values have come that those no longer used are worth looking for."""
+        return self.used >= 2 * self._kept + SWEEP_FROM
 
     def numbers(self, values: Sequence[object]) -> Ints:
         return np.fromiter(map(self._numbers.__getitem__, values), np.int64, len(values))
@@ -56,19 +88,51 @@ class Index:
     def clear(self) -> None:
         self._numbers.clear()
         self._numbers[None] = kernels.UNKNOWN
-        self.met.clear()
-        self._encoded.clear()
+        for part in (self.met, self._free, self._fresh, self._encoded):
+            part.clear()
+        self._kept = 0
 
     def number(self, value: object) -> int:
         return self._numbers[value]
 
+    def fresh(self) -> list[int]:
+        """The numbers given since this was last asked."""
+        given = self._fresh.copy()
+        self._fresh.clear()
+        return given
+
+    def unused(self, used: Ints) -> Ints:
+        """The numbers in use beside these."""
+        idle = np.ones(len(self.met), np.bool_)
+        idle[used] = False
+        idle[self._free] = False
+        return np.flatnonzero(idle)
+
+    def release(self, numbers: Ints) -> None:
+        """Forgets the values of these numbers."""
+        for number in numbers.tolist():
+            del self._numbers[self.met[number]]
+            self.met[number] = None
+            self._encoded.pop(number, None)
+        self._free.extend(numbers.tolist())
+        self._kept = self.used
+
+    def restore(self, values: dict[int, object]) -> None:
+        """Takes values under the numbers that they had, into an empty index."""
+        self.met.extend(values.get(number) for number in range(max(values, default=-1) + 1))
+        self._free.extend(number for number in range(len(self.met)) if number not in values)
+        self._numbers.update((value, number) for number, value in values.items())
+        self._kept = self.used
+
     def encoded(self, number: int) -> bytes:
         """The value as bytes that `decoded` reads."""
-        while len(self._encoded) < len(self.met):
-            value = self.met[len(self._encoded)]
+        found = self._encoded.get(number)
+        if found is None:
+            value = self.met[number]
             plain = isinstance(value, str) and not value.startswith("\0")
-            self._encoded.append(str(value).encode() if plain else b"\0" + msgspec.json.encode(value))
-        return self._encoded[number]
+            found = str(value).encode() if plain else b"\0" + msgspec.json.encode(value)
+            self._encoded[number] = found
+        return found
 
 
 def decoded(value: bytes) -> object:
@@ -222,8 +286,7 @@ class Table:
 
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
-        self.texts = {content: Index() for content in self._text_prefix}
-        self._texts_told = dict.fromkeys(self.texts, 0)
+        self.texts = {content: Index(told=True) for content in self._text_prefix}
         self._swept = 0
         cells = np.zeros((64, self.cells_wide), np.int64)
         owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
@@ -339,18 +402,48 @@ class Table:
 
     def changes(self, into: list[Change]) -> None:
         """Appends the rows touched since the last call."""
-        touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
         for content, index in self.texts.items():
-            for number in range(self._texts_told[content], len(index)):
+            for number in index.fresh():
                 into.append((self._text_prefix[content] + _NUMBER.pack(number), index.encoded(number)))
-            self._texts_told[content] = len(index)
-        if len(touched):
-            self._pane_changes(touched, into)
+        self._pane_changes(into)
         if self._keyed:
             self._entry_changes(into)
+        for content, index in self.texts.items():
+            if index.crowded:
+                self._forget_texts(content, index, into)
 
-    def _pane_changes(self, touched: Ints, into: list[Change]) -> None:
+    def _forget_texts(self, content: str, index: Index, into: list[Change]) -> None:
+        """Drops the texts that no pane holds."""
+        held = [int(s[2]) + 1 for a, s in zip(self.accumulators, self._plan.spec, strict=True) if a.values == content
+                and a.texts]  # fmt: skip
+        codes = self.panes()[2][:, held]
+        gone = index.unused(codes[codes >= 0])
+        into += [(self._text_prefix[content] + _NUMBER.pack(number), None) for number in gone.tolist()]
+        index.release(gone)
+
+    def idle(self, horizon: int) -> NDArray[np.bool_]:
+        """Of each entity, whether no event at `horizon` or later can read what this table holds of it."""
+        self._reserve(0)
+        head = self._state.head[: len(self.entities)]
+        idle: NDArray[np.bool_] = head < 0
+        if self.mode == kernels.BY_TIME:
+            idle |= (self._state.pane[head] + self.ring) * self.width <= horizon
+        return idle
+
+    def forget(self, slots: Ints, into: list[Change]) -> None:
+        """Drops all that is held of these entities, and appends what that changes."""
+        owners, numbers, _ = self.panes()
+        gone = np.isin(owners, slots)
+        self.drop(owners[gone], numbers[gone])
+        self._pane_changes(into)
+        if self._keyed:
+            self._drop_entries(np.isin(self._state.entries[: self._entries_used, 0], slots), into)
+
+    def _pane_changes(self, into: list[Change]) -> None:
         state = self._state
+        touched = state.dirty[: state.counters[kernels.TOUCHED]]
+        if not len(touched):
+            return
         dead = state.flag[touched] & kernels.DEAD != 0
         panes, cells = state.pane[touched], state.cells[touched]
         cells[:, self._lists] = 0
@@ -392,10 +485,13 @@ class Table:
     def _sweep(self, into: list[Change]) -> None:
         """Drops the entries of panes that are no more, once they may be half of all."""
         count = self._entries_used
-        if self.mode == kernels.ALL_TIME or count < 2 * self._swept + 1024:
+        crowded = any(index.crowded for index in self.values.values())
+        if count < 2 * self._swept + SWEEP_FROM and not crowded:
             return
         state, entries = self._state, self._state.entries[:count]
-        if self.mode == kernels.GIVEN:
+        if self.mode == kernels.ALL_TIME:
+            gone = np.zeros(count, np.bool_)
+        elif self.mode == kernels.GIVEN:
             owners, numbers, _ = self.panes()
             live = set(zip(owners.tolist(), numbers.tolist(), strict=True))
             pairs = zip(entries[:, 0].tolist(), entries[:, 1].tolist(), strict=True)
@@ -404,6 +500,11 @@ class Table:
             moving = np.isin(entries[:, 2], self._distinct)
             last = np.where(moving, entries[:, 4], entries[:, 1])
             gone = last <= state.pane[state.head[entries[:, 0]]] - self.ring
+        self._drop_entries(gone, into)
+
+    def _drop_entries(self, gone: NDArray[np.bool_], into: list[Change]) -> None:
+        """Drops these entries, and the values that no other one has."""
+        state, entries = self._state, self._state.entries[: len(gone)]
         for entry in entries[gone].tolist():
             into.append((self._entry_key(entry), None))
         kept = entries[~gone]
@@ -411,6 +512,9 @@ class Table:
         state.counters[kernels.ENTRIES] = self._swept = len(kept)
         state.buckets[:] = 0
         kernels.reindex(self._plan, state)
+        for i in self._distinct:
+            index = self.values[self.accumulators[i].values]
+            index.release(index.unused(kept[kept[:, 2] == i, 3]))
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Takes rows of this table as `changes` gave them, into an empty table.
@@ -433,7 +537,7 @@ class Table:
                 texts.append((key, value))
             elif key[:cut] in by_prefix:
                 entries.append(self._read_entry(by_prefix[key[:cut]], key[cut:], value))
-        self._load_texts(sorted(texts))
+        self._load_texts(texts)
         self._load_panes(slots, np.frombuffer(b"".join(panes), np.int64).reshape(-1, 1 + self.cells_wide))
         self._reserve(0)
         self._reserve_entries(len(entries))
@@ -460,12 +564,10 @@ class Table:
         return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
 
     def _load_texts(self, rows: list[tuple[bytes, bytes]]) -> None:
-        """Takes the texts in the order of their numbers, which the cells of panes hold."""
+        """Takes the texts under their numbers, which the cells of panes hold."""
         for content, prefix in self._text_prefix.items():
-            for key, value in rows:
-                if key.startswith(prefix):
-                    assert self.texts[content].number(decoded(value)) == _NUMBER.unpack(key[-8:])[0]
-            self._texts_told[content] = len(self.texts[content])
+            mine = {_NUMBER.unpack(k[-8:])[0]: decoded(v) for k, v in rows if k.startswith(prefix)}
+            self.texts[content].restore(mine)
 
     def _load_panes(self, slots: list[int], rows: Ints) -> None:
         self._reserve(len(slots))

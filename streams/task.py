@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from headrace.streams.batch import Change, Operator, Outputs, Record
+from headrace.streams.batch import NEVER, Change, Operator, Outputs, Record
 from headrace.streams.errors import StateError
-from headrace.streams.inputs import NEVER, Input, Merge
+from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import Store
 

@@ -129,6 +129,8 @@ def window(of: str | Window | None) -> Window:
     """A window as programs write it: "7d" is sliding("7d"), None is all time."""
     if of is None:
         return AllTime()
+    if not isinstance(of, str | Window):
+        raise DeclarationError(f'{of!r} is no window: write a span such as "7d", or tumbling, session or last_n')
     return sliding(of) if isinstance(of, str) else of
 
 

@@ -15,7 +15,7 @@ Told = tuple[str, int, dict[str, Any]]
 
 
 def column(field: Field, values: list[Any]) -> Column:
-    if field.kind == "float" or (field.optional and field.kind in ("int", "time")):
+    if field.kind == "float" or (field.optional and field.kind in ("int", "time", "bool")):
         return np.array([np.nan if v is None else v for v in values], np.float64)
     if field.kind in ("int", "time"):
         return np.array(values, np.int64)
