@@ -483,7 +483,7 @@ def _arithmetic(call: Call, types: Sequence[Type]) -> Type:
     _numbers(call, types)
     if any(t.kind == "float" for t in types):
         return Type("float", True)
-    return Type("int", any(t.optional and t.kind == "int" for t in types))
+    return Type("int", any(t.optional for t in types))
 
 
 def _quotient(call: Call, types: Sequence[Type]) -> Type:

@@ -39,13 +39,14 @@ FIELDS = [
     Field("n", "int", False), Field("m", "int", True), Field("x", "float", False), Field("s", "str", True),
     Field("b", "bool", False), Field("c", "bool", True), Field("at", "time", False), Field("seen", "time",
     True),
-    Field("o", "object", False),
+    Field("o", "object", False), Field("l", "object", True),
 ]  # fmt: skip
 NOON = 1_709_209_800_000_000  # Thursday 2024-02-29 12:30
 VALUES: dict[str, list[Any]] = {
     "n": [1, -2, 0], "m": [3, None, 0], "x": [0.5, None, -4.0], "s": ["Cat", None, "dog"], "b": [True,
     False, True],
     "c": [True, None, False], "at": [NOON, NOON, 0], "seen": [NOON - 500_000, None, 0], "o": [1, 2, 3],
+    "l": [1, [2], {"a": 3}],
 }  # fmt: skip
 COLUMNS = {field.name: column(field, VALUES[field.name]) for field in FIELDS}
 SCOPE = Scope("orders", {field.name: field for field in FIELDS})
@@ -105,6 +106,21 @@ CASES = [
     (length(col.s), [3, None, 3]),
     (col.n + 2**62 + 2**62, [2**63 - 1, 2**63 - 2, 2**63 - 1]),
     ((col.n - 2) * 2**62, [-(2**62), -(2**63), -(2**63)]),
+    ((col.n - 2**62 - 2**62 - 2) // -1, [2**63 - 1, 2**63 - 1, 2**63 - 1]),
+    (col.n % -1, [0, 0, 0]),
+    (fill(col.m, 0) + 2**62 + 2**62, [2**63 - 1, 2**63 - 1, 2**63 - 1]),
+    (-(fill(col.m, 0) + 2**62 + 2**62), [-(2**63), -(2**63), -(2**63)]),
+    (col.c == True, [True, False, False]),  # noqa: E712
+    (col.c != True, [False, False, True]),  # noqa: E712
+    (is_missing(col.c), [False, True, False]),
+    (fill(col.c, True), [True, True, False]),
+    (where(col.c, 1, 2), [1, 2, 2]),
+    (col.c + 1, [2, None, 1]),
+    (col.o.isin([2, "a"]), [False, True, False]),
+    (col.l.isin([1, "a"]), [True, False, False]),
+    (col.l == "a", [False, False, False]),
+    (col.m.isin([3]), [True, False, False]),
+    (col.x.isin([-4]), [False, False, True]),
 ]
 
 
@@ -115,7 +131,7 @@ def test_an_expression_gives(expression: Expression, wanted: list[Any]) -> None:
 
 
 WRONG = [
-    (col.price + 1, "orders has no field 'price': its fields are n, m, x, s, b, c, at, seen, o"),
+    (col.price + 1, "orders has no field 'price': its fields are n, m, x, s, b, c, at, seen, o, l"),
     (col.s + 1, "needs a number, and col['s'] is str"),
     (col.s > 1, "compares str with int"),
     (col.n & col.b, "needs a condition (a comparison or a bool), and col['n'] is int"),
@@ -140,6 +156,13 @@ def test_a_condition_cannot_be_asked_before_there_are_events() -> None:
         bool(col.n > 1)
     with pytest.raises(DeclarationError, match="cannot be part"):
         col.n + None  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_an_int_beyond_int64_is_refused_where_it_is_written(number: int) -> None:
+    with pytest.raises(DeclarationError, match=f"{number} is beyond int64: write it as a float"):
+        col.n + number
+    assert value(col.n * 0 + float(number)) == [float(number)] * 3
 
 
 @pytest.mark.parametrize("function", [log, exp, sqrt, lambda x: x**1.7, lambda x: x / 3, log1p])

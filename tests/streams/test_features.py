@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import subprocess
-import sys
 import types
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import kernels
 from headrace.streams.batch import Outputs
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
@@ -31,7 +25,6 @@ from .columns import Told, batch
 from .oracle import SECOND, Fold, as_of_each
 
 START = 1_700_000_000 * SECOND
-ROOT = Path(__file__).parents[2]
 
 
 class Sale(Event, topic="sales", key="who", time="at", lateness="20s"):
@@ -349,41 +342,6 @@ def test_a_set_may_aggregate_rows_that_another_operator_inserts() -> None:
     fields = made_batch.streams["sales"].fields
     assert fields["Derived.n"].tolist() == [0, 1]
     assert str(fields["Derived.gap"].tolist()) == "[nan, 2.0]"
-
-
-def digest() -> str:
-    """What every aggregation gives for some fixed events."""
-    random = np.random.default_rng(11)
-    events, now = [], 0.0
-    for _ in range(60):
-        now += random.choice([0.0, 0.5, 1.0, 4.0])
-        x = None if random.random() < 0.2 else random.random()
-        name, n, s = random.choice(["a", "b"]), int(random.integers(-5, 9)), str(random.integers(0, 3))
-        _, at, row = sale(now - random.choice([0.0, 0.0, 0.0, 3.0]), str(name), n, x, s)
-        events.append((str(random.choice(["sales", "refunds"])), at, row))
-    sketches = {"q": agg.quantile(col.x, 0.3, "10s"), "a": agg.distinct(col.s, "10s", approximate=True)}
-    made = feature_set("Digest", FEATURES | sketches | {"log": log(col.x) ** 1.5})
-    return hashlib.sha256(repr(run(made, events, [7, 30])).encode()).hexdigest()
-
-
-def test_without_the_compiler_the_outputs_have_the_same_bits() -> None:
-    if kernels.INTERPRETED:
-        assert digest() == os.environ.get("HEADRACE_DIGEST", digest())
-        return
-    names = "compiler or bridges or several_fields"
-    command = [sys.executable, "-m", "pytest", __file__, "-k", names, "-p", "no:cacheprovider"]
-    command += ["-o", "asyncio_default_fixture_loop_scope=function"]
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "HEADRACE_DIGEST": digest()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_a_type_that_no_kernel_knows_is_refused_rather_than_compiled() -> None:
-    if kernels.INTERPRETED:
-        pytest.skip("nothing is compiled here")
-    kernels.log.compile()
-    with pytest.raises(TypeError):
-        kernels.log(np.zeros(1, np.int32), np.zeros(1))
 
 
 def test_the_operator_is_named_as_its_set() -> None:

@@ -266,7 +266,7 @@ class Loose(Event, topic="loose", key="who", time="at"):
     ],
 )
 def test_an_outcome_that_cannot_be_says_why(more: dict[str, Any], says: str) -> None:
-    options = {"match": ["who"], "within": "1h", "prior": 0.1} | more
+    options: dict[str, Any] = {"match": ["who"], "within": "1h", "prior": 0.1} | more
     with pytest.raises(DeclarationError) as error:
         Outcome(Return, **options)
     assert says in str(error.value)

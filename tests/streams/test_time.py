@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 from headrace.streams.event import Event
 
-from .stage import DAY, START, Seen, Stage, moment
+from .stage import DAY, Seen, Stage, moment
 
 MS = 0.001
 
@@ -65,7 +65,7 @@ def test_the_time_rule_of_an_input(
 
 
 def test_a_late_event_carries_its_reason_its_place_and_its_bytes() -> None:
-    stage = Stage([Ping], lambda: [])
+    stage = Stage([Ping], list)
     odd = b'{"at":  "%s" ,"who":"a"}' % moment(1).encode()
     stage.publish(Ping, ping(10))
     stage.publish(Ping, odd)
@@ -157,7 +157,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("time", "published", "reason"), REFUSED, ids=[c[0] or "empty" for c in REFUSED])
 def test_a_time_is_taken_or_refused_with_its_reason(time: str, published: float, reason: str | None) -> None:
-    stage = Stage([Pong], lambda: [])
+    stage = Stage([Pong], list)
     value = json.dumps({"who": "a", "at": time}).encode()
     stage.publish(Pong, value, published)
     records = stage.drain()
@@ -172,7 +172,7 @@ def test_a_time_is_taken_or_refused_with_its_reason(time: str, published: float,
 
 @pytest.mark.parametrize("millis", [-1, 2**53, -(2**53), 10**18, 4_102_444_800_001])
 def test_a_time_in_milliseconds_has_the_same_bounds(millis: int) -> None:
-    stage = Stage([Tick], lambda: [])
+    stage = Stage([Tick], list)
     stage.publish(Tick, {"who": "a", "at": millis}, 77 * 365.25 * DAY)
     stage.publish(Tick, {"who": "a", "at": 0}, 0)
     [record] = stage.drain()

@@ -46,7 +46,9 @@ def sums(over: Window | str | None, told: list[tuple[float, int]], limit: int, r
 
 # (window, events (second, amount), the amounts covered as of each)
 
-SLIDING: list[tuple[str, Window | str | None, list[tuple[float, int]], list[list[int]]]] = [
+Case = tuple[str, Window | str | None, list[tuple[float, int]], list[list[int]]]
+
+SLIDING: list[Case] = [
     ("covers the event itself", "10s", [(0, 1)], [[1]]),
     ("keeps an event as long as its pane lies in the window", "10s", [(0, 1), (9.999999, 2)], [[1], [1, 2]]),
     ("drops it at the size, to the edge of a pane", "10s", [(0.9, 1), (10, 2)], [[1], [2]]),
@@ -60,14 +62,14 @@ SLIDING: list[tuple[str, Window | str | None, list[tuple[float, int]], list[list
     ("takes an event exactly at lateness", "40s", [(35, 1), (5, 2), (36, 4)], [[1], [2], [1, 2, 4]]),
     ("is empty again after a long silence", "10s", [(0, 1), (1, 2), (500_000, 4)], [[1], [1, 2], [4]]),
 ]  # fmt: skip
-TUMBLING = [
+TUMBLING: list[Case] = [
     ("begins at its edge", tumbling("10s"), [(9.999999, 1), (10, 2), (19.999999, 4), (20, 8)],
      [[1], [2], [2, 4], [8]]),
     ("takes a late event into its own window", tumbling("10s"), [(9, 1), (11, 2), (8, 4), (12, 8)],
      [[1], [2], [1, 4], [2, 8]]),
     ("is aligned with 1970", tumbling("1h"), [(-0.000001, 1), (0, 2), (3599.9, 4), (3600, 8)], [[1], [2], [2, 4], [8]]),
 ]  # fmt: skip
-SESSION = [
+SESSION: list[Case] = [
     ("goes on while gaps are shorter", session("10s"), [(0, 1), (9.999999, 2), (19, 4)], [[1], [1, 2], [1, 2, 4]]),
     ("ends at the gap", session("10s"), [(0, 1), (10, 2)], [[1], [2]]),
     ("takes a late event before its start", session("10s"), [(20, 1), (11, 2), (21, 4)], [[1], [1, 2], [1, 2, 4]]),
@@ -75,14 +77,16 @@ SESSION = [
      [[1], [2], [1, 2, 4], [1, 2, 4, 8]]),
     ("is not bridged over a gap", session("10s"), [(0, 1), (20, 2), (10, 4)], [[1], [2], [4]]),
 ]  # fmt: skip
-LAST = [
+LAST: list[Case] = [
     ("holds n events, the own one too", last_n(2), [(0, 1), (1, 2), (2, 4)], [[1], [1, 2], [2, 4]]),
     ("counts in the order of coming", last_n(2), [(9, 1), (8, 2), (10, 4)], [[1], [1, 2], [2, 4]]),
     ("of one is the event itself", last_n(1), [(0, 1), (1, 2)], [[1], [2]]),
     ("knows no time", last_n(3), [(0, 1), (500_000, 2)], [[1], [1, 2]]),
 ]  # fmt: skip
-ALL = [("forgets nothing", None, [(0, 1), (500_000, 2), (499_970, 4)], [[1], [1, 2], [1, 2, 4]])]
-KINDS = {"sliding": SLIDING, "tumbling": TUMBLING, "session": SESSION, "last_n": LAST, "all time": ALL}
+ALL: list[Case] = [("forgets nothing", None, [(0, 1), (500_000, 2), (499_970, 4)], [[1], [1, 2], [1, 2, 4]])]
+KINDS: dict[str, list[Case]] = {
+    "sliding": SLIDING, "tumbling": TUMBLING, "session": SESSION, "last_n": LAST, "all time": ALL,
+}  # fmt: skip
 CASES = [(f"{kind} {case[0]}", *case[1:]) for kind, cases in KINDS.items() for case in cases]
 
 
