@@ -231,7 +231,11 @@ class IsIn(Expression):
 
     def compute(self, fields: Mapping[str, Column], known: dict[str, Column], rows: int) -> Column:
         column = evaluate(self.args[0], fields, known, rows)
-        return np.fromiter((isinstance(v, Hashable) and v in self.values for v in column.tolist()), np.bool_, rows)
+        values = column.tolist()
+        try:
+            return np.fromiter(map(self.values.__contains__, values), np.bool_, rows)
+        except TypeError:  # a list or an object, which is none of the values
+            return np.fromiter((isinstance(v, Hashable) and v in self.values for v in values), np.bool_, rows)
 
 
 class StartsWith(Expression):

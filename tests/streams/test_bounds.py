@@ -131,6 +131,8 @@ def test_texts_and_values_that_no_pane_holds_are_forgotten_while_their_key_lives
         state.update(step.changes())
     live = {key for key, value in state.items() if value is not None}
     assert len(live) < 3 * FROM
+    indexes = [index for table in step._tables.values() for index in (*table.texts.values(), *table.values.values())]
+    assert [index.used < 3 * FROM for index in indexes] == [True, True]
     again = feature_set({"page": agg.last(col.page), "k": agg.distinct(col.page, "10s", where=col.n > 1)})
     again.load([(key, value) for key, value in state.items() if value is not None])
     seen = []

@@ -244,5 +244,36 @@ def test_cuts_restarts_and_forgetting_change_no_byte(
         assert run(limits, True) == wanted
 
 
+FORGETTING = {
+    **{kind: feature_set("Per", folds(over)) for kind, over in INNER.items() if over is not None},
+    **{f"results, {kind}": made for kind, made in PER.items()},
+}
+
+
+@st.composite
+def visits(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Few keys that come back after silences about as long as their windows, at times up to lateness behind."""
+    now, found = 0.0, []
+    for i in range(draw(st.integers(2, 14))):
+        now += draw(st.sampled_from([0.5, 1, 4, 9, 9.5]))
+        second = max(now - draw(st.sampled_from([0, 0, 1, 2, SLACK + LATENESS])), 0) + i / SECOND
+        row = {"who": draw(st.sampled_from("abc")), "n": i, "x": None, "s": draw(st.sampled_from("pq"))}
+        found.append(row | {"at": moment(second)})
+    return found
+
+
+@pytest.mark.parametrize("kind", list(FORGETTING))
+def test_what_can_still_be_read_is_not_forgotten(kind: str) -> None:
+    @settings(derandomize=True, max_examples=60, deadline=None)
+    @given(visits())
+    def check(events: list[dict[str, Any]]) -> None:
+        wanted = told(FORGETTING[kind], [*events, END], 1).records
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "SWEEP_FROM", 0)
+            assert told(FORGETTING[kind], [*events, END], 1).records == wanted
+
+    check()
+
+
 def test_start_is_what_the_moments_of_these_tests_count_from() -> None:
     assert micros({"at": moment(1.5)}) == START + 1_500_000

@@ -280,9 +280,10 @@ def test_early_rows_come_as_event_time_passes_and_only_after_events() -> None:
 
 
 def test_last_n_results_come_with_every_kth_event() -> None:
-    made = make(last_n(3, every=2), total=agg.sum(col.n), most=agg.max(col.n))
+    made = make(last_n(3, every=2), total=agg.sum(col.n), most=agg.max(col.n), half=agg.quantile(col.n, 0.5))
     rows = values(run(made, [trade(i, n=i) for i in range(6)], [1, 3], restart=True))
-    assert [(r["total"], r["most"], r["start"]) for r in rows] == [(1, 1, None), (6, 3, None), (12, 5, None)]
+    assert [(r["total"], r["most"], r["half"]) for r in rows] == [(1, 1, 0.0), (6, 3, 2.0), (12, 5, 4.0)]
+    assert [r["start"] for r in rows] == [None] * 3
 
 
 def test_windows_that_no_event_can_correct_leave_no_state() -> None:
