@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 MAX_BUFFERED_ROWS = 20_000
 """Rows decoded and waiting in one input; a faster input is not read further until they are taken."""
 
+MAX_BUFFERED_BYTES = 64_000_000
+"""Bytes of their values: so many rows of the largest events would be 20 GB. What one fetch brings comes on top."""
+
 
 @dataclass(slots=True, frozen=True)
 class Source:
@@ -43,6 +46,7 @@ class _Chunk:
     fetched: Fetched
     decoded: Decoded
     order: NDArray[np.int64]
+    bytes: int
     taken: int = 0
 
 
@@ -75,6 +79,11 @@ class Input:
         return sum(len(c.fetched) - c.taken for c in self._chunks)
 
     @property
+    def full(self) -> bool:
+        """Whether it is read no further until rows are taken."""
+        return self.buffered >= MAX_BUFFERED_ROWS or sum(c.bytes for c in self._chunks) >= MAX_BUFFERED_BYTES
+
+    @property
     def position(self) -> int:
         """Where fetching goes on."""
         return self._fetched_to
@@ -93,7 +102,7 @@ class Input:
         order[0] = max(int(order[0]), self._seen)
         order = np.maximum.accumulate(order)
         self._seen = int(order[-1])
-        self._chunks.append(_Chunk(fetched, decoded, order))
+        self._chunks.append(_Chunk(fetched, decoded, order, sum(len(v) for v in fetched.values if v)))
 
     def waiting(self) -> NDArray[np.int64]:
         """The order times of the buffered rows."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
-from headrace.streams.inputs import MAX_BUFFERED_ROWS
 from headrace.streams.log import Fetched, Log, Partition, Reader, Writer
 from headrace.streams.task import Task, Work
 
@@ -135,7 +134,7 @@ class Runner:
         # 1. read a micro-batch
         idle = self._idle()
         ready = self.task.merge.available(idle) > 0
-        room = [i.partition for i in self.task.inputs if i.buffered < MAX_BUFFERED_ROWS]
+        room = [i.partition for i in self.task.inputs if not i.full]
         for fetched in await self._reader.fetch(room, FETCH_ROWS, 0.0 if ready else POLL):
             self.task.feed(fetched)
         if self.follows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import tables
+from headrace.streams import inputs, tables
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, FeatureSet, WindowSet, operator
@@ -17,7 +17,7 @@ from headrace.streams.tables import Index
 from headrace.streams.windows import last_n, session, sliding, tumbling
 
 from .columns import Told, batch
-from .stage import SECOND, START
+from .stage import SECOND, START, Stage, moment
 
 KEYS = 4_000
 """Keys that come and go: each has its events in two seconds, and is never heard of again."""
@@ -161,6 +161,24 @@ def test_an_index_gives_numbers_again_and_reads_back_with_gaps() -> None:
     assert again.fresh() == []
     assert set(again.numbers(["p", "q", "r"]).tolist()) == {0, 2, 3}
     assert again.numbers(["s"]).tolist() == [5]
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MAX_BUFFERED_ROWS", 3), ("MAX_BUFFERED_BYTES", 100)])
+def test_an_input_is_full_at_its_bound_of_rows_and_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
+    monkeypatch.setattr(inputs, bound, most)
+    stage = Stage([Visit], lambda: [])
+    [source] = stage.task.inputs
+    full = []
+    for second in range(3):
+        stage.publish(Visit, {"who": "a", "n": 1, "page": "/", "at": moment(second)})
+        stage.feed()
+        full.append(source.full)
+    assert full[0] is False
+    assert full[-1] is True
+    stage.step()
+    assert source.full is False
 
 
 def test_a_session_that_goes_on_waits_once_for_its_end() -> None:
