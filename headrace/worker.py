@@ -44,7 +44,7 @@ COMMITS = prometheus_client.Gauge("headrace_task_commits", "Transactions committ
 RECORDS = prometheus_client.Gauge("headrace_task_records", "Records produced", ["task", "partition"])
 RESTARTS = prometheus_client.Gauge("headrace_task_restarts", "Starts after a failure", ["task", "partition"])
 BUFFERED = prometheus_client.Gauge(
-    "headrace_task_buffered_rows", "Rows decoded and waiting, bounded by MAX_BUFFERED_ROWS and MAX_BUFFERED_BYTES", ["task", "topic"]
+    "headrace_task_buffered_rows", "Rows decoded and waiting, bounded by MAX_BUFFERED_ROWS", ["task", "topic"]
 )
 WATERMARK = prometheus_client.Gauge("headrace_task_watermark_seconds", "The task's watermark", ["task", "partition"])
 

@@ -168,7 +168,7 @@ def test_an_input_is_full_at_its_bound_of_rows_and_of_bytes(
     monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
     monkeypatch.setattr(inputs, bound, most)
-    stage = Stage([Visit], lambda: [])
+    stage = Stage([Visit], list)
     [source] = stage.task.inputs
     full = []
     for second in range(3):

@@ -221,7 +221,7 @@ def whole() -> list[Operator]:
     return [Match(TAKEN_BACK), *(operator(part) for part in PARTS)]
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(sales(12, "abcdefgh"), sales(12, "abcdefgh"), st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_cuts_restarts_and_forgetting_change_no_byte(
     sold: list[dict[str, Any]], refunded: list[dict[str, Any]], limits: list[int]
