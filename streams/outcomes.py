@@ -146,6 +146,7 @@ class Match:
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         for key, value in rows:
             self._add(int.from_bytes(key, "big"), msgspec.msgpack.decode(value, type=_Line))
+
     def changes(self) -> list[Change]:
         changes: list[Change] = []
         for offset in sorted(self._touched):

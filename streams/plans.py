@@ -58,8 +58,8 @@ class Declaration:
         return [name for name in self.features if not name.startswith("_")]
 
 
-_MOST_LATE_PANES = 4_000
-"""Panes kept beyond the window for events that come late: more lateness than that reads short of its tail."""
+MOST_LATE_PANES = 4_000
+"""Panes kept beyond the window for events that come late; with more, one idle second costs every entity too much."""
 
 
 class Plan:
@@ -127,7 +127,13 @@ class Plan:
         found = Type("int", False) if value is None else value.type_in(scope)
         name, mode, width, panes = self._grid(aggregate)
         behind = source.lateness + source.out_of_orderness
-        late = min(-(-behind // width), _MOST_LATE_PANES) if mode == kernels.BY_TIME else 0
+        late = -(-behind // width) if mode == kernels.BY_TIME else 0
+        if late > MOST_LATE_PANES:
+            raise DeclarationError(
+                f"{aggregate}: its panes of {text(width)} would have to be kept for the {text(behind)} that events of "
+                f"{source.name} may come late, and {MOST_LATE_PANES} is the most: take a longer window, or coarser "
+                f"panes, as in sliding(..., pane=...)"
+            )
         condition = "" if aggregate.where is None else f"[{zlib.crc32(aggregate.where.text.encode()):08x}]"
         full = f"{self.name}/{source.name}{condition}/{','.join(declared.by)}/{name}"
         table = self.tables.setdefault(full, Table(full, mode, width, 0, mode == kernels.GIVEN))

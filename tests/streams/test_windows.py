@@ -129,6 +129,8 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: feature_set({"n": agg.count()}, window=last_n(3), early="1s"), "for windows that end with time"),
     (lambda: feature_set({"n": agg.count()}, window=sliding("1h", pane="1s")),
      "every event lies in 3600 windows of 1h in 1s, and 256 is the most"),
+    (lambda: feature_set({"n": agg.count(sliding("1s", pane="1ms"))}),
+     "panes of 1ms would have to be kept for the 30s that events of sales may come late, and 4000 is the most"),
     (lambda: feature_set({"n": agg.count("1m")}, window=tumbling("1m")), "has no place in a set whose window is"),
 ]  # fmt: skip
 
