@@ -36,6 +36,7 @@ def print_topics(broker: str | None) -> None:
             "kind": t.kind if t.name in known else None,
             "partitions": there[t.name],
             "records": t.records,
+            "exact": t.exact,
         }
         for t in flow.topics
     ]
@@ -55,7 +56,7 @@ def print_status(broker: str | None) -> None:
     _print(
         "topics",
         [
-            {"topic": t.name, "kind": t.kind, "records": t.records, "records/s": round(t.rate, 1)}
+            {"topic": t.name, "kind": t.kind, "records": t.records, "exact": t.exact, "records/s": round(t.rate, 1)}
             for t in flow.topics
             if t.kind != "changelog"
         ],

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from headrace.streams.topics import Processor, Topic
-from headrace.streams.traffic import Flow
+from headrace.streams.traffic import Flow, TopicFlow
 
 WIDTH, HEIGHT = 190, 46
 """Of a node."""
@@ -22,7 +23,7 @@ BEHIND = 5.0
 """Seconds of work. A processor whose lag is more than it does in that time is shown as behind."""
 
 STYLE = """
-.pipeline { width: 100%; height: auto; display: block; font-family: inherit; }
+.pipeline { width: 100%; min-width: 900px; height: auto; display: block; font-family: inherit; }
 .pipeline rect { stroke-width: 1.2; }
 .pipeline .topic rect { fill: var(--node); stroke: var(--line); }
 .pipeline .processor rect { fill: var(--accent-soft); stroke: var(--accent); }
@@ -96,12 +97,14 @@ def draw(topics: Sequence[Topic], processors: Sequence[Processor], flow: Flow, c
         node = f"p:{processor.name}"
         ends = [(f"t:{n}", node, rates.get(node, 0)) for n in processor.inputs]
         ends += [(node, f"t:{n}", rates.get(f"t:{n}", 0)) for n in processor.outputs]
-        parts += [_edge(places[a], places[b], rate) for a, b, rate in ends if a in places and b in places]
+        for a, b, rate_of_it in ends:
+            if a in places and b in places:
+                parts.append(_edge(_way(places, laid, a, b), rate_of_it))
     written = {t.name: t for t in flow.topics}
     for topic in topics:
         if f"t:{topic.name}" in places:
             seen = written.get(topic.name)
-            figure = f"{rate(seen.rate)} · {count(seen.records)}" if seen else "-"
+            figure = f"{rate(seen.rate)} · {_held(topic, seen, counts)}" if seen else "-"
             aside = _aside(topic, counts)
             parts.append(_node("topic", topic.name, figure, aside, places[f"t:{topic.name}"]))
     lags = {p.name: p for p in flow.processors}
@@ -111,9 +114,9 @@ def draw(topics: Sequence[Topic], processors: Sequence[Processor], flow: Flow, c
         figure = "-" if at is None or at.lag is None else f"{rate(at.rate)} · lag {count(at.lag)}"
         kind = "processor behind" if behind else "processor"
         parts.append(_node(kind, processor.name, figure, "", places[f"p:{processor.name}"]))
-    title = "The pipeline: topics and processors with their rates and lags"
+    title = "topics and processors with their rates and lags"
     return (
-        f'<svg class="pipeline" role="img" aria-label="{title}" viewBox="0 0 {width} {height}" '
+        f'<svg class="pipeline" role="group" aria-label="{title}" viewBox="0 0 {width} {height}" '
         f'style="max-height: {height * 1.15:.0f}px">{"".join(parts)}</svg>'
     )
 
@@ -121,6 +124,12 @@ def draw(topics: Sequence[Topic], processors: Sequence[Processor], flow: Flow, c
 def _shown(topic: Topic) -> bool:
     """Late and rejected events are told at their own topic; a changelog is a processor's memory."""
     return topic.kind not in ("late", "rejected", "changelog")
+
+
+def _held(topic: Topic, seen: TopicFlow, counts: Mapping[str, int]) -> str:
+    """What a topic holds: as counted, where it is read whole, or else as estimated."""
+    whole = topic.kind in ("metrics", "drift")
+    return held(counts.get(topic.name, 0), True) if whole else held(seen.records, seen.exact)
 
 
 def _aside(topic: Topic, counts: Mapping[str, int]) -> str:
@@ -141,12 +150,30 @@ def _node(kind: str, name: str, figure: str, aside: str, at: Place) -> str:
     )
 
 
-def _edge(start: Place, end: Place, rate_of_it: float) -> str:
-    x1, y1 = start.x + WIDTH, start.y + HEIGHT / 2
-    x2, y2 = end.x, end.y + HEIGHT / 2
-    bend = max(CLOSE / 2, abs(x2 - x1) / 2)
+def _way(places: Mapping[str, Place], laid: Sequence[Sequence[str]], start: str, end: str) -> list[Place]:
+    """From node to node, through the gap nearest to the straight line in every column between."""
+    a, b = places[start], places[end]
+    way = [Place(a.x + WIDTH, a.y + HEIGHT / 2)]
+    last = Place(b.x, b.y + HEIGHT / 2)
+    for column in laid:
+        x = places[column[0]].x
+        if a.x < x < b.x:
+            straight = way[0].y + (last.y - way[0].y) * (x + WIDTH / 2 - way[0].x) / (last.x - way[0].x)
+            tops = [places[node].y for node in column]
+            gaps = [top - GAP_Y / 2 for top in tops] + [tops[-1] + HEIGHT + GAP_Y / 2]
+            y = min(gaps, key=lambda gap: abs(gap - straight))
+            way += [Place(x, y), Place(x + WIDTH, y)]
+    return [*way, last]
+
+
+def _edge(way: Sequence[Place], rate_of_it: float) -> str:
+    """Curves between the columns, straight lines through them."""
+    path = f"M{way[0].x} {way[0].y}"
+    for n, (a, b) in enumerate(pairwise(way)):
+        bend = max(CLOSE / 2, abs(b.x - a.x) / 2)
+        path += f" L{b.x} {b.y}" if n % 2 else f" C{a.x + bend} {a.y} {b.x - bend} {b.y} {b.x} {b.y}"
     flows = " flows" if rate_of_it > 0 else ""
-    return f'<path class="edge{flows}" d="M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"/>'
+    return f'<path class="edge{flows}" d="{path}"/>'
 
 
 def rate(value: float) -> str:
@@ -171,3 +198,12 @@ def count(value: float) -> str:
     if value < 1_000_000:
         return f"{value / 1000:.1f}k"
     return f"{value / 1e6:.2f}M" if value < 1e9 else f"{value / 1e9:.2f}G"
+
+
+def held(records: int, exact: bool) -> str:
+    """How many records a topic holds; `~` says that it is estimated.
+
+    >>> held(8766, True), held(8766, False), held(0, False)
+    ('8,766', '~8,766', '0')
+    """
+    return count(records) if exact or not records else f"~{count(records)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from fastapi import FastAPI
 from headrace.serving import diagram
-from headrace.serving.board import Board, Record
-from headrace.serving.diagram import count, rate
+from headrace.serving.board import Board, Record, Refusal
+from headrace.serving.diagram import count, held, rate
 from headrace.serving.gateway import Settings
 from nicegui import ui
 
@@ -18,8 +19,8 @@ METRICS = {"log_loss": "log loss", "roc_auc": "ROC AUC", "average_precision": "a
 LOWER_IS_BETTER = frozenset({"log_loss"})
 POINTS = 300
 """Points of a line. A chart of a few hundred pixels shows no more."""
-ROWS = 13
-"""Rows of a table."""
+ROWS = 30
+"""Rows of a table: what fits into a tall window."""
 COLOURS = ("#3b82f6", "#94a3b8", "#f59e0b", "#14b8a6", "#a855f7", "#ef4444")
 """The model's, then its baselines'."""
 
@@ -35,20 +36,27 @@ STYLE = f"""
 body {{ background: var(--page) !important; color: var(--ink); }}
 .nicegui-content {{ padding: 0; gap: 0; }}
 .bar {{ background: var(--card); border-bottom: 1px solid var(--line); padding: 8px 20px; width: 100%; }}
+.bar .line {{ flex: 1 1 auto; width: auto; justify-content: flex-end; flex-wrap: wrap; gap: 0 10px; }}
 .bar a {{ color: var(--dim); text-decoration: none; }} .bar a:hover {{ color: var(--accent); }}
 .state::before {{ content: "●"; font-size: 9px; margin-right: 5px; vertical-align: 1px; }}
 .line {{ display: flex; align-items: center; width: 100%; gap: 10px; flex-wrap: nowrap; }}
-.mark {{ font-weight: 700; font-size: 17px; letter-spacing: -0.01em; }}
+.mark {{ font-weight: 700; font-size: 17px; line-height: 1.4; letter-spacing: -0.01em; margin: 0; }}
 .board {{ width: 100%; max-width: 1800px; margin: 0 auto; padding: 14px 20px; gap: 12px; display: grid;
   grid-template-columns: repeat(12, minmax(0, 1fr)); }}
 .card {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   min-width: 0; overflow: hidden; }}
-.tall {{ height: 398px; display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
-.tall > .fills {{ flex: 1 1 0; min-height: 0; overflow: auto; width: 100%; }}
+.tall {{ height: max(320px, calc(100vh - 480px)); display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
+.tall .fills {{ flex: 1 1 0; min-height: 0; overflow: auto; width: 100%; }}
+.half {{ flex: 1 1 0; min-height: 0; display: flex; flex-direction: column; }}
+.scrolls {{ overflow-x: auto; }}
 .wide {{ grid-column: span 12; }} .five {{ grid-column: span 5; }} .four {{ grid-column: span 4; }}
 .three {{ grid-column: span 3; }} .two {{ grid-column: span 2; }}
 @media (max-width: 1000px) {{ .five, .four, .three {{ grid-column: span 12; }} .two {{ grid-column: span 4; }} }}
-.title {{ font-size: 12px; font-weight: 600; color: var(--dim); text-transform: uppercase; letter-spacing: 0.05em; }}
+@media (max-width: 600px) {{
+  .board {{ padding: 10px; gap: 10px; }} .bar {{ padding: 8px 12px; flex-wrap: wrap; }} .tile {{ padding: 6px 10px; }}
+  .tall {{ height: 380px; }} .number {{ font-size: 20px; }} .list td, .list th {{ padding-right: 7px; }} .aside {{ display: none; }}
+}}
+.title {{ margin: 0; line-height: 1.5; font-size: 12px; font-weight: 600; color: var(--dim); text-transform: uppercase; letter-spacing: 0.05em; }}
 .number {{ font-size: 24px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }}
 .tile {{ padding: 8px 14px; gap: 0; }}
 .note {{ font-size: 12px; color: var(--dim); }}
@@ -73,7 +81,15 @@ def mount(app: FastAPI, settings: Settings) -> None:
     def show() -> None:
         Page(settings, board).build()
 
-    ui.run_with(app, dark=None, favicon=FAVICON, show_welcome_message=False, tailwind=False, reconnect_timeout=10)
+    ui.run_with(
+        app,
+        dark=None,
+        favicon=FAVICON,
+        language="en-US",
+        show_welcome_message=False,
+        tailwind=False,
+        reconnect_timeout=10,
+    )
 
 
 FAVICON = (
@@ -100,45 +116,49 @@ class Page:
         self._dark = ui.dark_mode(value=None)
         self._build_bar()
         with ui.element("main").classes("board"):
-            for name in ("events", "predictions", "outcomes", "late", "rejected", "lag"):
-                with ui.column().classes("card tile two"):
-                    ui.label(name).classes("title")
-                    self._numbers[name] = ui.label("-").classes("number").mark(f"number-{name}")
-            with ui.element("section").classes("card wide"):
-                self._diagram = ui.html("", sanitize=False)
+            with _section("figures", "board wide bare"):
+                for name in ("events", "predictions", "outcomes", "late", "rejected", "lag"):
+                    with ui.column().classes("card tile two"):
+                        ui.label(name).classes("title")
+                        self._numbers[name] = ui.label("-").classes("number").mark(f"number-{name}")
+            with _section("pipeline", "card wide"):
+                self._diagram = _scrolling("the graph").classes("scrolls")
             self._build_quality()
-            with ui.element("section").classes("card tall five"):
-                ui.label("predictions as they come").classes("title")
-                self._predictions = ui.html("", sanitize=False).classes("fills")
-            with ui.element("section").classes("card tall three"):
-                ui.label("drift alarms").classes("title")
-                self._alarms = ui.html("", sanitize=False).classes("fills")
-                ui.label("late and rejected").classes("title").style("margin-top: 10px")
-                self._refusals = ui.html("", sanitize=False).classes("fills")
+            with _section("predictions", "card tall five"):
+                _heading("predictions as they come")
+                self._predictions = _scrolling("predictions, the newest first")
+            with ui.element("div").classes("card tall three"):
+                with _section("drift alarms", "half"):
+                    _heading("drift alarms")
+                    self._alarms = _scrolling("drift alarms, the newest first")
+                with _section("late and rejected", "half"):
+                    _heading("late and rejected")
+                    self._refusals = _scrolling("late and rejected events, the newest first")
         self.update()
         ui.timer(1.0, self.update)
 
     def _build_bar(self) -> None:
         with ui.element("header").classes("bar line"):
-            ui.html(FAVICON, sanitize=False).style("width: 24px; height: 24px; line-height: 0")
-            ui.label(self._settings.app).classes("mark")
-            self._state = ui.label("").classes("note")
-            ui.space()
-            ui.label(str(self._settings.broker)).classes("note")
-            for name in ("topics", "metrics", "health", "openapi.json"):
-                ui.link(name, f"/{name}").classes("note")
+            ui.html(FAVICON, sanitize=False).style("width: 24px; height: 24px; line-height: 0").props("aria-hidden=true")
+            ui.html(html.escape(self._settings.app), tag="h1", sanitize=False).classes("mark")
+            self._state = ui.label("").props("role=status")
+            with ui.element("nav").classes("line").props("aria-label=gateway"):
+                ui.label(str(self._settings.broker)).classes("note aside")
+                for name in ("topics", "metrics", "health", "openapi.json"):
+                    ui.link(name, f"/{name}").classes("note")
             self._switch = ui.button(icon="contrast", on_click=self._switch_theme)
             self._switch.props('flat round dense aria-label="light or dark"').classes("dim")
 
     def _build_quality(self) -> None:
-        with ui.element("section").classes("card tall four"):
+        with _section("quality", "card tall four"):
             with ui.element("div").classes("line"):
-                ui.label("quality").classes("title")
+                _heading("quality")
                 ui.space()
-                self._models = ui.select([], on_change=self._choose_model).props("dense borderless options-dense")
+                self._models = ui.select([], on_change=self._choose_model)
+                self._models.props("dense borderless options-dense aria-label=model")
                 self._models.set_visibility(False)
                 toggle = ui.toggle(METRICS, value=self._metric, on_change=self._choose_metric)
-                toggle.props("dense no-caps unelevated size=sm padding='2px 8px'")
+                toggle.props("dense no-caps unelevated size=sm padding='2px 8px' aria-label=metric")
             self._latest = ui.html("", sanitize=False)
             self._chart = ui.echart(_chart([], self._metric), renderer="svg").classes("fills")
 
@@ -164,7 +184,7 @@ class Page:
         self._diagram.set_content(diagram.draw(self._board.topics, self._board.processors, sight.flow, sight.counts))
         self._predictions.set_content(predictions_table(list(sight.predictions)[-ROWS:][::-1]))
         self._alarms.set_content(alarms_list(list(sight.alarms)[-ROWS:][::-1]))
-        self._refusals.set_content(_refusals(self._board))
+        self._refusals.set_content(refusals_list(reversed(sight.refusals)))
         self._update_quality()
 
     def _figures(self) -> dict[str, str]:
@@ -176,7 +196,7 @@ class Page:
         return {
             "events": rate(sum(t.rate for t in flows["event"])),
             "predictions": rate(sum(t.rate for t in flows["predictions"])),
-            "outcomes": count(sum(t.records for t in flows["outcomes"])),
+            "outcomes": held(sum(t.records for t in flows["outcomes"]), all(t.exact for t in flows["outcomes"])),
             "late": count(self._counted("late")),
             "rejected": count(self._counted("rejected")),
             "lag": count(max(lags)) if lags else "-",
@@ -206,6 +226,19 @@ class Page:
         self._chart.update()
 
 
+def _section(name: str, classes: str) -> ui.element:
+    return ui.element("section").classes(classes).props(f'aria-label="{name}"')
+
+
+def _heading(text: str) -> None:
+    ui.html(text, tag="h2", sanitize=False).classes("title")
+
+
+def _scrolling(name: str) -> ui.html:
+    """Content that may be larger than its place; the keyboard scrolls it too."""
+    return ui.html("", sanitize=False).classes("fills").props(f'tabindex=0 role=group aria-label="{name}"')
+
+
 def series_of(records: Sequence[Record], metric: str) -> dict[str, list[list[object]]]:
     """The lines of a chart: the model's (under the empty name) and each baseline's, as [time, value]."""
     names = [k[: -len(metric)].rstrip("_") for k in (records[-1] if records else ()) if k.endswith(metric)]
@@ -230,6 +263,7 @@ def _chart(records: Sequence[Record], metric: str) -> dict[str, Any]:
     }
     return {
         "animation": False,
+        "aria": {"enabled": True},
         "color": list(COLOURS),
         "grid": {"left": 8, "right": 14, "top": 14, "bottom": 30, "containLabel": True},
         "legend": {"bottom": 0, "textStyle": {"color": grey}, "icon": "roundRect", "itemHeight": 4, "itemWidth": 16},
@@ -260,7 +294,8 @@ def _latest(record: Record, metric: str, model: str) -> str:
         if name and isinstance(record[key], int | float):
             better = isinstance(own, int | float) and (own < record[key]) == (metric in LOWER_IS_BETTER)
             sign = "good" if better else "dim"
-            parts.append(f'<span class="{sign}">{escape(name)} {record[key]:.4f}</span>')
+            told = ' title="the model is better"' if better else ""
+            parts.append(f'<span class="{sign}"{told}>{escape(name)} {record[key]:.4f}</span>')
     outcomes = record.get("outcomes")
     if isinstance(outcomes, int):
         parts.append(f'<span class="dim">{count(outcomes)} outcomes</span>')
@@ -284,7 +319,9 @@ def predictions_table(records: Iterable[Record]) -> str:
     if not rows:
         return '<div class="note">none yet</div>'
     head = (
-        '<th>event time</th><th>key</th><th class="num">score</th><th>version</th><th>route</th><th class="num">ms</th>'
+        '<th scope="col">event time</th><th scope="col">key</th><th scope="col" class="num">score</th>'
+        '<th scope="col">version</th><th scope="col">route</th>'
+        '<th scope="col" class="num" title="from publish to prediction">ms</th>'
     )
     return f'<table class="list"><tr>{head}</tr>{"".join(rows)}</table>'
 
@@ -303,13 +340,17 @@ def alarms_list(records: Iterable[Record]) -> str:
     return "".join(parts) or '<div class="note">none</div>'
 
 
-def _refusals(board: Board) -> str:
-    parts = [
-        f'<div class="refusal"><b>{escape(r.topic)}</b> {escape(r.kind)} '
-        f'<span class="dim">{escape(r.at)}</span><br><span class="dim">{escape(r.reason)}</span></div>'
-        for r in list(board.sight.refusals)[-ROWS:][::-1]
-    ]
-    return "".join(parts) or '<div class="note">none</div>'
+def refusals_list(refusals: Iterable[Refusal]) -> str:
+    """Late and rejected events, newest first as they are given; the same said again is told once, with how often."""
+    parts = []
+    for (topic, kind, reason), same in groupby(refusals, key=lambda r: (r.topic, r.kind, r.reason)):
+        seen = list(same)
+        times = f" ×{len(seen)}" if len(seen) > 1 else ""
+        parts.append(
+            f'<div class="refusal"><b>{escape(topic)}</b> {escape(kind)}{times} '
+            f'<span class="dim">{escape(seen[0].at)}</span><br><span class="dim">{escape(reason)}</span></div>'
+        )
+    return "".join(parts[:ROWS]) or '<div class="note">none</div>'
 
 
 def escape(value: object) -> str:

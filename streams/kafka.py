@@ -16,6 +16,7 @@ from aiokafka.errors import (
     ProducerFenced,
 )
 from headrace.streams.batch import Record
+from headrace.streams.closing import stop
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Writer
 
@@ -46,8 +47,7 @@ class KafkaLog:
         self._asking: AIOKafkaConsumer | None = None
 
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
-        consumer = self._consumer(None)
-        await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        consumer = await self._consumer(None)
         tps = {TopicPartition(*p): offset for p, offset in offsets.items()}
         consumer.assign(list(tps))
         for tp, offset in tps.items():
@@ -78,8 +78,7 @@ class KafkaLog:
         return _Writer(producers)
 
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        consumer = self._consumer(group)
-        await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        consumer = await self._consumer(group)
         try:
             consumer.assign([TopicPartition(*p) for p in partitions])
             found = {}
@@ -89,7 +88,7 @@ class KafkaLog:
                     found[p] = offset
             return found
         finally:
-            await consumer.stop()
+            await stop(consumer)
 
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         consumer = await self._ask()
@@ -99,18 +98,16 @@ class KafkaLog:
 
     async def close(self) -> None:
         if self._asking is not None:
-            await self._asking.stop()
+            await stop(self._asking)
             self._asking = None
 
     async def _ask(self) -> AIOKafkaConsumer:
         if self._asking is None:
-            consumer = self._consumer(None)
-            await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
-            self._asking = consumer
+            self._asking = await self._consumer(None)
         return self._asking
 
-    def _consumer(self, group: str | None) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
+    async def _consumer(self, group: str | None) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
             bootstrap_servers=self.address,
             client_id=self._client_id,
             group_id=group,
@@ -121,6 +118,12 @@ class KafkaLog:
             max_partition_fetch_bytes=1 << 20,
             request_timeout_ms=int(ANSWER_WITHIN * 1000),
         )
+        try:
+            await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+        except BaseException:
+            await stop(consumer)
+            raise
+        return consumer
 
 
 class _Reader:
@@ -156,7 +159,7 @@ class _Reader:
         )
 
     async def close(self) -> None:
-        await self._consumer.stop()
+        await stop(self._consumer)
 
 
 class _Writer:

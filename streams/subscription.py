@@ -13,6 +13,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from headrace.streams.address import Address
+from headrace.streams.closing import stop
 from headrace.streams.errors import LogUnavailable, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.publisher import codec_of, unreachable
@@ -116,13 +117,13 @@ class Subscription:
             else:
                 await self._assign(consumer, sorted(metadata.partitions_for_topic(self.topic)))
         except (KafkaConnectionError, OSError) as error:
-            await consumer.stop()
+            await stop(consumer)
             raise unreachable(self._address) from error
         except KafkaError as error:
-            await consumer.stop()
+            await stop(consumer)
             raise LogUnavailable(f"topic {self.topic}: the log at {self._address} did not answer ({error})") from error
         except BaseException:
-            await consumer.stop()
+            await stop(consumer)
             raise
         self._consumer = consumer
 
@@ -163,7 +164,7 @@ class Subscription:
             if self._pending:
                 await self._commit()
             consumer, self._consumer = self._consumer, None
-            await consumer.stop()
+            await stop(consumer)
 
 
 async def positions(

@@ -22,6 +22,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from headrace.models import versions
 from headrace.models.evaluation import exact
+from headrace.streams.closing import stop
 from headrace.streams.durations import DAY, micros
 from headrace.streams.errors import HeadraceError
 from headrace.streams.kafka import KafkaLog
@@ -181,7 +182,7 @@ async def watching(broker: str, seen: Seen) -> AsyncIterator[None]:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
-        await consumer.stop()
+        await stop(consumer)
 
 
 async def publish(broker: Any, lines: Sequence[retail.Line], skip: dict[str, int], seen: Seen) -> int:
