@@ -117,7 +117,7 @@ def draw(topics: Sequence[Topic], processors: Sequence[Processor], flow: Flow, c
     title = "topics and processors with their rates and lags"
     return (
         f'<svg class="pipeline" role="group" aria-label="{title}" viewBox="0 0 {width} {height}" '
-        f'style="max-height: {height * 1.15:.0f}px">{"".join(parts)}</svg>'
+        f'style="max-height: {height}px">{"".join(parts)}</svg>'
     )
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from fastapi import FastAPI
-from headrace.serving import diagram
+from headrace.serving import diagram, style
 from headrace.serving.board import Board, Record, Refusal
 from headrace.serving.diagram import count, held, rate
 from headrace.serving.gateway import Settings
@@ -23,54 +23,6 @@ ROWS = 30
 """Rows of a table: what fits into a tall window."""
 COLOURS = ("#3b82f6", "#94a3b8", "#f59e0b", "#14b8a6", "#a855f7", "#ef4444")
 """The model's, then its baselines'."""
-
-STYLE = f"""
-:root {{
-  --page: #f6f7f9; --card: #ffffff; --node: #ffffff; --ink: #10192b; --dim: #5b677a; --line: #ccd3dd;
-  --accent: #2563eb; --accent-soft: #e8effd; --warn: #c2410c; --warn-soft: #fdf0e6; --good: #15803d;
-}}
-.body--dark {{
-  --page: #0d1320; --card: #151d2d; --node: #1b2538; --ink: #e8edf5; --dim: #98a5b9; --line: #36445c;
-  --accent: #6ea0ff; --accent-soft: #1b2c4f; --warn: #fb923c; --warn-soft: #3a2717; --good: #4ade80;
-}}
-body {{ background: var(--page) !important; color: var(--ink); }}
-.nicegui-content {{ padding: 0; gap: 0; }}
-.bar {{ background: var(--card); border-bottom: 1px solid var(--line); padding: 8px 20px; width: 100%; }}
-.bar .line {{ flex: 1 1 auto; width: auto; justify-content: flex-end; flex-wrap: wrap; gap: 0 10px; }}
-.bar a {{ color: var(--dim); text-decoration: none; }} .bar a:hover {{ color: var(--accent); }}
-.state::before {{ content: "●"; font-size: 9px; margin-right: 5px; vertical-align: 1px; }}
-.line {{ display: flex; align-items: center; width: 100%; gap: 10px; flex-wrap: nowrap; }}
-.mark {{ font-weight: 700; font-size: 17px; line-height: 1.4; letter-spacing: -0.01em; margin: 0; }}
-.board {{ width: 100%; max-width: 1800px; margin: 0 auto; padding: 14px 20px; gap: 12px; display: grid;
-  grid-template-columns: repeat(12, minmax(0, 1fr)); }}
-.card {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
-  min-width: 0; overflow: hidden; }}
-.tall {{ height: max(320px, calc(100vh - 480px)); display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
-.tall .fills {{ flex: 1 1 0; min-height: 0; overflow: auto; width: 100%; }}
-.half {{ flex: 1 1 0; min-height: 0; display: flex; flex-direction: column; }}
-.scrolls {{ overflow-x: auto; }}
-.wide {{ grid-column: span 12; }} .five {{ grid-column: span 5; }} .four {{ grid-column: span 4; }}
-.three {{ grid-column: span 3; }} .two {{ grid-column: span 2; }}
-@media (max-width: 1000px) {{ .five, .four, .three {{ grid-column: span 12; }} .two {{ grid-column: span 4; }} }}
-@media (max-width: 600px) {{
-  .board {{ padding: 10px; gap: 10px; }} .bar {{ padding: 8px 12px; flex-wrap: wrap; }} .tile {{ padding: 6px 10px; }}
-  .tall {{ height: 380px; }} .number {{ font-size: 20px; }} .list td, .list th {{ padding-right: 7px; }} .aside {{ display: none; }}
-}}
-.title {{ margin: 0; line-height: 1.5; font-size: 12px; font-weight: 600; color: var(--dim); text-transform: uppercase; letter-spacing: 0.05em; }}
-.number {{ font-size: 24px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }}
-.tile {{ padding: 8px 14px; gap: 0; }}
-.note {{ font-size: 12px; color: var(--dim); }}
-.dim {{ color: var(--dim); }} .warn {{ color: var(--warn); }} .good {{ color: var(--good); }}
-.list {{ width: 100%; border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }}
-.list th {{ text-align: left; color: var(--dim); font-weight: 500; padding: 3px 10px 3px 0; white-space: nowrap; }}
-.list td {{ padding: 3px 10px 3px 0; border-top: 1px solid color-mix(in srgb, var(--line) 45%, transparent);
-  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: 190px; }}
-.list .num {{ text-align: right; }}
-.alarm {{ border-left: 3px solid var(--warn); padding: 3px 0 3px 10px; margin-top: 7px; font-size: 12.5px; }}
-.refusal {{ border-left: 3px solid var(--line); padding: 3px 0 3px 10px; margin-top: 7px; font-size: 12.5px; }}
-.q-btn-toggle {{ box-shadow: none !important; border: 1px solid var(--line); border-radius: 7px; }}
-{diagram.STYLE}
-"""
 
 
 def mount(app: FastAPI, settings: Settings) -> None:
@@ -111,12 +63,12 @@ class Page:
         self._numbers: dict[str, ui.label] = {}
 
     def build(self) -> None:
-        ui.add_css(STYLE)
+        ui.add_css(style.STYLE)
         ui.colors(primary="#2563eb")
         self._dark = ui.dark_mode(value=None)
         self._build_bar()
-        with ui.element("main").classes("board"):
-            with _section("figures", "board wide bare"):
+        with ui.element("div").classes("board grid"):  # NiceGUI puts the whole page into a main
+            with _section("figures", "grid wide"):
                 for name in ("events", "predictions", "outcomes", "late", "rejected", "lag"):
                     with ui.column().classes("card tile two"):
                         ui.label(name).classes("title")
@@ -138,10 +90,11 @@ class Page:
         ui.timer(1.0, self.update)
 
     def _build_bar(self) -> None:
-        with ui.element("header").classes("bar line"):
-            ui.html(FAVICON, sanitize=False).style("width: 24px; height: 24px; line-height: 0").props("aria-hidden=true")
+        with ui.element("header").classes("bar line").props("role=banner"):
+            ui.html(FAVICON, sanitize=False).classes("icon").props("aria-hidden=true")
             ui.html(html.escape(self._settings.app), tag="h1", sanitize=False).classes("mark")
             self._state = ui.label("").props("role=status")
+            ui.space()
             with ui.element("nav").classes("line").props("aria-label=gateway"):
                 ui.label(str(self._settings.broker)).classes("note aside")
                 for name in ("topics", "metrics", "health", "openapi.json"):
@@ -334,8 +287,8 @@ def alarms_list(records: Iterable[Record]) -> str:
         figure = f" = {value:.4g}" if isinstance(value, int | float) else ""
         parts.append(
             f'<div class="alarm"><b>{escape(r.get("model"))}</b> {escape(r.get("detector"))} on '
-            f'{escape(r.get("on"))}{figure}<br><span class="dim">{escape(_moment(r.get("at")))} '
-            f"{escape(r.get('message'))}</span></div>"
+            f'{escape(r.get("on"))}{figure}<br><span class="dim">'
+            f"{escape(r.get('message') or _moment(r.get('at')))}</span></div>"
         )
     return "".join(parts) or '<div class="note">none</div>'
 
@@ -345,7 +298,7 @@ def refusals_list(refusals: Iterable[Refusal]) -> str:
     parts = []
     for (topic, kind, reason), same in groupby(refusals, key=lambda r: (r.topic, r.kind, r.reason)):
         seen = list(same)
-        times = f" ×{len(seen)}" if len(seen) > 1 else ""
+        times = f" {len(seen)} times" if len(seen) > 1 else ""
         parts.append(
             f'<div class="refusal"><b>{escape(topic)}</b> {escape(kind)}{times} '
             f'<span class="dim">{escape(seen[0].at)}</span><br><span class="dim">{escape(reason)}</span></div>'

@@ -22,6 +22,6 @@ async def stop(consumer: AIOKafkaConsumer) -> None:
         await asyncio.wait([stopping], timeout=CLOSE_WITHIN)
     finally:
         stopping.cancel()
-    (failure,) = await asyncio.gather(stopping, return_exceptions=True)
-    if failure is not None:
+    await asyncio.wait([stopping])
+    if stopping.cancelled() or stopping.exception() is not None:
         await asyncio.wait([asyncio.ensure_future(consumer._client.close())], timeout=CLOSE_WITHIN)

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from headrace.streams.address import Address, parse_address
 from headrace.streams.publisher import Row
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, sync_playwright
 
 from headrace import running
 from headrace.running import Running
@@ -145,8 +145,12 @@ class Visit:
         self.complaints: list[str] = []
         page.on("request", lambda request: self._asked(request.url))
         page.on("websocket", lambda socket: self._asked(socket.url))
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
 
     def _asked(self, url: str) -> None:
         parts = urlsplit(url)
