@@ -161,6 +161,9 @@ def worker(
     program: Program,
     broker: Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port", metavar="ADDRESS")],
     data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
+    metrics_port: Annotated[
+        int, typer.Option(help="serve Prometheus metrics on this loopback port", min=1, max=65535)
+    ] = 9464,
 ) -> None:
     """Run a worker of a program against a broker."""
     from headrace.program import load
@@ -169,7 +172,7 @@ def worker(
     from headrace.worker import run as run_worker
 
     address = parse_address(broker)
-    run_worker(program, address.bootstrap, data or home() / load(program).name)
+    run_worker(program, address.bootstrap, data or home() / load(program).name, metrics_port=metrics_port)
 
 
 def _join() -> None:

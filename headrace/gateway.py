@@ -6,11 +6,10 @@ import argparse
 import os
 import sys
 
-from headrace.app import App
 from headrace.program import load
 from headrace.serving import page
 from headrace.serving.gateway import Settings, create, server
-from headrace.streams.address import Address, parse_address
+from headrace.streams.address import parse_address
 from headrace.streams.errors import HeadraceError
 from headrace.streams.parent import watch_parent
 
@@ -18,14 +17,8 @@ TOKEN = "HEADRACE_TOKEN"
 """The token comes by the environment: a command line can be read by everyone on the machine."""
 
 
-def settings(app: App, broker: Address, *, host: str, port: int, token: str | None) -> Settings:
-    """What the gateway of a program serves."""
-    return Settings(app.name, broker, app.topics(), app.processors(), host=host, port=port, token=token)
-
-
-def serve(app: App, broker: Address, *, host: str, port: int, token: str | None) -> None:
-    """Serve the program's topics and its live page until SIGTERM or SIGINT."""
-    chosen = settings(app, broker, host=host, port=port, token=token)
+def serve(chosen: Settings) -> None:
+    """Serve a program's topics and its live page until SIGTERM or SIGINT."""
     gateway = create(chosen)
     page.mount(gateway, chosen)
     server(gateway, chosen).run()
@@ -37,16 +30,25 @@ def main() -> int:
     parser.add_argument("--broker", required=True, type=parse_address)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument(
+        "--part", action="append", default=[], metavar="NAME=URL", help="another part, whose metrics are served too"
+    )
     parser.add_argument("--parent-fd", type=int)
     chosen = parser.parse_args()
     watch_parent(chosen.parent_fd)
     try:
+        app = load(chosen.program)
         serve(
-            load(chosen.program),
-            chosen.broker,
-            host=chosen.host,
-            port=chosen.port,
-            token=os.environ.get(TOKEN) or None,
+            Settings(
+                app.name,
+                chosen.broker,
+                app.topics(),
+                app.processors(),
+                host=chosen.host,
+                port=chosen.port,
+                token=os.environ.get(TOKEN) or None,
+                parts=tuple((name, url) for name, _, url in (part.partition("=") for part in chosen.part)),
+            )
         )
     except HeadraceError as error:
         print(error, file=sys.stderr)

@@ -52,7 +52,13 @@ def print_status(broker: str | None) -> None:
     flow = asyncio.run(_flow(address, topics, processors, samples=2))
     if running is not None:
         processes = {"stack": running.pid, **running.processes}
-        _print("processes", [{"process": n, "pid": p, "address": _where(running, n)} for n, p in processes.items()])
+        _print(
+            "processes",
+            [
+                {"process": n, "pid": p, "address": _where(running, n), "metrics": running.metrics.get(n)}
+                for n, p in processes.items()
+            ],
+        )
     _print(
         "topics",
         [

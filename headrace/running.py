@@ -36,6 +36,8 @@ class Running(msgspec.Struct, frozen=True):
     started: str
     topics: tuple[TopicNote, ...] = ()
     processes: dict[str, int] = {}
+    metrics: dict[str, str] = {}
+    """Where each process serves its own; the gateway serves those of all."""
 
     def alive(self) -> bool:
         return birth(self.pid) == self.born

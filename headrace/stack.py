@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +80,7 @@ class Stack:
         self._supervisor: Supervisor | None = None
         self._broker: Address | None = None
         self._gateway = ""
+        self._metrics: dict[str, str] = {}
 
     @property
     def broker(self) -> Address:
@@ -137,11 +139,11 @@ class Stack:
             self._broker = Address(
                 "127.0.0.1", choose_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port")
             )
-            await self._supervisor.start(self._broker_child())
+            await self._supervisor.start(self._measured(self._broker_child()))
         await ensure_topics(self._broker, self.app.topics())
         port = choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")
         self._gateway = f"http://{_reachable(self._host)}:{port}"
-        await self._supervisor.start(self._worker_child())
+        await self._supervisor.start(self._measured(self._worker_child()))
         await self._supervisor.start(self._gateway_child(port))
         self._write()
 
@@ -165,8 +167,15 @@ class Stack:
                 except httpx.HTTPError:
                     return False
 
-        argv = ["-m", "headrace.gateway", self.program, *where]
+        parts = [option for name, url in self._metrics.items() for option in ("--part", f"{name}={url}")]
+        argv = ["-m", "headrace.gateway", self.program, *where, *parts]
         return Child("gateway", argv, GATEWAY_READY, healthy, environment)
+
+    def _measured(self, child: Child) -> Child:
+        """The child, serving its metrics on a port of its own."""
+        port = choose_port("127.0.0.1", None, 0, "")
+        self._metrics[child.name] = f"http://127.0.0.1:{port}/metrics"
+        return replace(child, argv=[*child.argv, "--metrics-port", str(port)])
 
     def _told(self, sentence: str) -> None:
         self._tell(sentence)
@@ -189,6 +198,7 @@ class Stack:
             started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             topics=tuple(notes),
             processes=self.pids,
+            metrics={**self._metrics, "gateway": f"{self._gateway}/metrics"},
         )
         running.write(found, self.data / "stack.json", running.home() / "current.json")
 

@@ -16,12 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge
 
 from headrace import plan, program
 from headrace.app import App
-from headrace.streams import kernels
+from headrace.streams import kernels, metrics, runner
 from headrace.streams.errors import HeadraceError
+from headrace.streams.inputs import MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.parent import watch_parent
 from headrace.streams.runner import Runner
@@ -39,14 +40,25 @@ NOTE_AFTER = 1.5
 STOP_WITHIN = 10.0
 """Seconds that a stopping worker gives its tasks to end the cycle they are in; then it leaves, crash-only."""
 
-ROWS = prometheus_client.Gauge("headrace_task_rows", "Rows taken since the task started", ["task", "partition"])
-COMMITS = prometheus_client.Gauge("headrace_task_commits", "Transactions committed", ["task", "partition"])
-RECORDS = prometheus_client.Gauge("headrace_task_records", "Records produced", ["task", "partition"])
-RESTARTS = prometheus_client.Gauge("headrace_task_restarts", "Starts after a failure", ["task", "partition"])
-BUFFERED = prometheus_client.Gauge(
-    "headrace_task_buffered_rows", "Rows decoded and waiting, bounded by MAX_BUFFERED_ROWS", ["task", "topic"]
-)
-WATERMARK = prometheus_client.Gauge("headrace_task_watermark_seconds", "The task's watermark", ["task", "partition"])
+REGISTRY = CollectorRegistry()
+
+
+def _gauge(name: str, told: str, over: str = "partition") -> Gauge:
+    return Gauge(f"headrace_task_{name}", told, ["task", over], registry=REGISTRY)
+
+
+ROWS = _gauge("rows", "Rows taken since the task started")
+COMMITS = _gauge("commits", "Transactions committed")
+RECORDS = _gauge("records", "Records produced")
+RESTARTS = _gauge("restarts", "Starts after a failure; this many in a row are bounded by max_retries")
+BUFFERED = _gauge("buffered_rows", "Rows decoded and waiting, bounded by max_buffered_rows", "topic")
+WATERMARK = _gauge("watermark_seconds", "The task's watermark")
+BOUNDS = {
+    "max_batch_rows": runner.MAX_BATCH_ROWS,
+    "fetch_rows": runner.FETCH_ROWS,
+    "max_buffered_rows": MAX_BUFFERED_ROWS,
+    "max_retries": runner.MAX_RETRIES,
+}
 
 
 class SystemClock:
@@ -87,15 +99,15 @@ async def serve(app: App, broker: str, data: Path) -> None:
         for failed in done - {stopped}:
             failed.result()
     finally:
-        for runner in tasks:
-            runner.stop()
+        for one in tasks:
+            one.stop()
         _, left = await asyncio.wait(running, timeout=STOP_WITHIN)
         for task in [*left, reporting, stopped]:
             task.cancel()
         with contextlib.suppress(HeadraceError):
             await log.close()
-        for runner in tasks:
-            runner.task.close()
+        for one in tasks:
+            one.task.close()
 
 
 async def _report(tasks: Sequence[Runner]) -> None:
@@ -131,7 +143,8 @@ def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None,
     app = program.load(app_program)
     warm_up()
     if metrics_port:
-        prometheus_client.start_http_server(metrics_port, addr="127.0.0.1")
+        metrics.describe_process(REGISTRY, "worker", BOUNDS)
+        metrics.serve(REGISTRY, metrics_port)
     # Few objects live long here and none in cycles: rare collections, and none of what start-up made.
     gc.collect()
     gc.freeze()

@@ -10,15 +10,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from headrace.serving.access import SUBPROTOCOL, Guard, check_listening
 from headrace.serving.board import Board
 from headrace.serving.errors import Refused
-from headrace.serving.feed import EventStream, Feed, feed_websocket, start_of
+from headrace.serving.feed import HELD, STALL, EventStream, Feed, feed_websocket, start_of
 from headrace.serving.gauges import Gauges
-from headrace.serving.intake import read_body, read_rows
+from headrace.serving.intake import MAX_BODY, MAX_EVENTS, read_body, read_rows
 from headrace.serving.schemas import add_schemas, schema_of
 from headrace.streams.address import Address
 from headrace.streams.errors import LogUnavailable, UnknownTopic
@@ -37,6 +38,16 @@ CONNECT_AGAIN = 1.0
 """Seconds between attempts to reach the log."""
 HEALTH_WAIT = 2.0
 """Seconds for the log to answer a health check: shorter than the wait of whoever asks."""
+SCRAPE_WAIT = 2.0
+"""Seconds for another part's metrics: shorter than Prometheus waits, so that a part that hangs costs only itself."""
+BOUNDS = {
+    "posts": MAX_POSTS,
+    "subscribers": MAX_SUBSCRIBERS,
+    "body_bytes": MAX_BODY,
+    "body_events": MAX_EVENTS,
+    "stream_records": HELD,
+    "stream_seconds": STALL,
+}
 GRACE = 3
 """Seconds for requests to end when the gateway stops. Streams are told at once."""
 
@@ -54,6 +65,8 @@ class Settings:
     token: str | None = None
     stall: float | None = None
     """Seconds that a streaming client may take; None: `feed.STALL`."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Other parts of the stack and the addresses of their metrics, which `/metrics` then has too."""
 
 
 class Gateway:
@@ -65,7 +78,7 @@ class Gateway:
         self.publisher = Publisher(settings.broker, client="headrace-gateway")
         self.connected = False
         self.closing = asyncio.Event()
-        self.gauges = Gauges()
+        self.gauges = Gauges(BOUNDS)
         self.board = Board(settings.broker, settings.topics, settings.processors)
         self.posts = 0
         self.subscribers = 0
@@ -275,9 +288,21 @@ def _add_watching(app: FastAPI, gateway: Gateway) -> None:
             return JSONResponse({"status": "incomplete", "broker": broker, "reason": reason}, 503)
         return JSONResponse({"status": "ok", "app": gateway.settings.app, "broker": broker, "topics": len(there)})
 
-    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics of the whole stack, for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(generate_latest(gateway.gauges.registry), media_type=CONTENT_TYPE_LATEST)
+        others = await asyncio.gather(*(_scrape(url) for _, url in gateway.settings.parts))
+        for (part, _), text in zip(gateway.settings.parts, others, strict=True):
+            gateway.gauges.part_up.labels(part).set(bool(text))
+        return Response(b"".join([generate_latest(gateway.gauges.registry), *others]), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _scrape(url: str) -> bytes:
+    """The metrics of another part of the stack; nothing where it does not answer."""
+    try:
+        async with httpx.AsyncClient(timeout=SCRAPE_WAIT, trust_env=False) as client:
+            return (await client.get(url)).raise_for_status().content
+    except httpx.HTTPError:
+        return b""
 
 
 class Server(uvicorn.Server):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from headrace.streams.metrics import describe_process
 from headrace.streams.traffic import Flow
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -9,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 class Gauges:
     """Metrics of one gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Mapping[str, float]) -> None:
         self.registry = CollectorRegistry()
         self.published = Counter("headrace_gateway_published", "Events published", ["topic"], registry=self.registry)
         self.rejected = Counter(
@@ -29,6 +32,11 @@ class Gauges:
         self.processor_rate = Gauge(
             "headrace_processor_rate", "Records processed a second", ["processor"], registry=self.registry
         )
+
+        self.part_up = Gauge(
+            "headrace_part_up", "Whether a part of the stack served its metrics", ["part"], registry=self.registry
+        )
+        describe_process(self.registry, "gateway", bounds)
 
     def show(self, flow: Flow) -> None:
         for topic in flow.topics:

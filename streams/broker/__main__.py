@@ -6,7 +6,9 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
+from headrace.streams.metrics import describe_process, serve
 from headrace.streams.parent import watch_parent
 
 from .errors import BrokerError
@@ -42,9 +44,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     )
     async with broker:
         if arguments.metrics_port is not None:
-            from prometheus_client import start_http_server
-
-            start_http_server(arguments.metrics_port, "127.0.0.1", broker.metrics.registry)
+            describe_process(broker.metrics.registry, "broker", asdict(broker.limits))
+            serve(broker.metrics.registry, arguments.metrics_port)
         print(f"The local broker serves {arguments.data} at {broker.address}.", flush=True)
         await stopped.wait()
 

@@ -54,7 +54,7 @@ class Broker:
         self._folder = Path(folder)
         self._host = host
         self._port = port
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._clock = clock or SystemClock()
         self._fsync = fsync
         self._auto_create = auto_create
@@ -94,7 +94,7 @@ class Broker:
         host = await _loopback(self._host)
         node = open_node(
             self._folder,
-            limits=self._limits,
+            limits=self.limits,
             clock=self._clock,
             fsync=self._fsync,
             auto_create=self._auto_create,
@@ -102,7 +102,7 @@ class Broker:
         )
         try:
             self._server = await asyncio.start_server(
-                self._serve, host, self._port, limit=_READ_BUFFER_BYTES, backlog=self._limits.connections
+                self._serve, host, self._port, limit=_READ_BUFFER_BYTES, backlog=self.limits.connections
             )
         except OSError as error:
             node.store.close()

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--broker")
     parser.add_argument("--data")
     parser.add_argument("--parent-fd", type=int)
+    parser.add_argument("--metrics-port", type=int)
     chosen = parser.parse_args()
     watch_parent(chosen.parent_fd)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
