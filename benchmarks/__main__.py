@@ -1,0 +1,54 @@
+"""`make bench`, or `python -m benchmarks [--only NAME] [--repeats N] [--json FILE]`: the figures, each with its spread.
+
+Beside these, `python benchmarks/broker.py` measures the local broker, and `python benchmarks/features.py` features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import latency, returns, window
+from benchmarks.figures import Figure
+
+MEASURES: dict[str, Callable[[int], list[Figure]]] = {
+    "window": window.measure,
+    "latency": latency.measure,
+    "returns": returns.measure,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=MEASURES, action="append", help="measure this; may be given again")
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many is told")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    chosen = parser.parse_args(arguments)
+    if chosen.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    load = os.getloadavg()[0]
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    print(f"{machine}; load {load:.1f} before the start; the median of {chosen.repeats} (least to most)", flush=True)
+    found = {}
+    for name in chosen.only or MEASURES:
+        print(f"\n{name}: {(sys.modules[MEASURES[name].__module__].__doc__ or '').splitlines()[0]}", flush=True)
+        found[name] = MEASURES[name](chosen.repeats)
+        for figure in found[name]:
+            print(f"  {figure}", flush=True)
+    if chosen.json:
+        figures = {name: [figure.as_json() for figure in figures] for name, figures in found.items()}
+        chosen.json.write_text(json.dumps({"machine": machine, "load": load, "figures": figures}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""A figure: what was measured, again and again; the median tells it, and the spread how far to believe it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.streams.address import Address, parse_address
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One value for each repeat."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        spread = f"  ({_short(min(self.values))} to {_short(max(self.values))} in {len(self.values)})"
+        return f"{self.name:<58} {_short(self.median):>12} {self.unit:<9}{spread if len(self.values) > 1 else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"figure": self.name, "unit": self.unit, "median": self.median, "values": list(self.values)}
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}"
+
+
+def collected(repeats: Sequence[dict[str, float]], units: dict[str, str]) -> list[Figure]:
+    """Figures from the values of each repeat, by name."""
+    return [Figure(name, unit, tuple(r[name] for r in repeats)) for name, unit in units.items()]
+
+
+@contextlib.asynccontextmanager
+async def local_broker(folder: Path) -> AsyncIterator[Address]:
+    """A local broker in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "headrace.streams.broker", "--data", str(folder), "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        yield parse_address(line.rsplit(" at ", 1)[1].rstrip(".\n"))
+    finally:
+        process.terminate()
+        await process.wait()
