@@ -30,7 +30,7 @@ def application(broker: str, folder: str, clock: Clock, done: asyncio.Event) -> 
     )
     trades = app.topic("trades", key_serializer="raw", value_serializer="json", partitions=1)
     out = app.topic(THEIRS, key_serializer="raw", value_serializer="json", partitions=1)
-    totals = app.Table("totals", default=lambda: [0, 0], partitions=1).tumbling(60.0, expires=86_400.0)
+    totals: Any = app.Table("totals", default=lambda: [0, 0], partitions=1).tumbling(60.0, expires=86_400.0)
     table = totals.relative_to(lambda event: datetime.fromisoformat(event.value["at"]).timestamp())
 
     async def count(stream: Any) -> None:

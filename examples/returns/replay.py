@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from headrace.streams.errors import HeadraceError
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 from headrace.streams.publisher import Publisher
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from headrace import running
 from headrace.stack import Stack
@@ -231,10 +234,10 @@ async def settled(log: KafkaLog, seen: Seen) -> None:
         await asyncio.sleep(0.1)
 
 
-async def show(progress: Progress, task: Any, seen: Seen) -> None:
-    """Keep the progress bar, or, where there is no terminal, a line every five seconds."""
+async def show(bar: Progress, numbers: Text, seen: Seen) -> None:
+    """Keep the progress bar and the numbers under it, or, where there is no terminal, a line every five seconds."""
     while True:
-        shown = 0 if progress.console.is_terminal else 5.0
+        shown = 0 if bar.console.is_terminal else 5.0
         before, began = seen.done, time.monotonic()
         await asyncio.sleep(shown or 0.5)
         rate = (seen.done - before) / (time.monotonic() - began)
@@ -244,7 +247,8 @@ async def show(progress: Progress, task: Any, seen: Seen) -> None:
             f"AUC {f'{auc:.3f}' if auc else '-'} · log loss {f'{loss:.4f}' if loss else '-'} · "
             f"at {seen.watermark} · {sum(seen.late.values())} late · {sum(seen.rejected.values()):,} rejected"
         )
-        progress.update(task, completed=seen.done, numbers=text)
+        bar.update(bar.task_ids[0], completed=seen.done)
+        numbers.plain = text
         if shown:
             print(text, flush=True)
 
@@ -270,26 +274,23 @@ async def weights(broker: str) -> list[tuple[str, float]]:
 async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
     lines = await asyncio.to_thread(retail.lines, retail.file(which))
     orders = sum(line.topic == "orders" for line in lines)
-    async with Stack(PROGRAM, data=data, tell=console.print) as stack:
-        console.print(f"page and gateway at {stack.gateway}; broker at {stack.broker}; data in {stack.data}")
+    async with contextlib.AsyncExitStack() as closing:
+        stack = await closing.enter_async_context(Stack(PROGRAM, data=data, tell=partial(say, console)))
+        say(console, f"page and gateway at {stack.gateway}; broker at {stack.broker}; data in {stack.data}")
         log = KafkaLog(stack.broker.bootstrap)
+        closing.push_async_callback(log.close)
         ends = await log.ends([Partition("orders", 0), Partition("returns", 0)])
         skip = {p.topic: end for p, end in ends.items()}
         if any(skip.values()):
-            console.print(f"resuming: {sum(skip.values()):,} of {len(lines):,} lines are published already")
+            say(console, f"resuming: {sum(skip.values()):,} of {len(lines):,} lines are published already")
         seen = Seen(orders)
-        bar = Progress(
-            BarColumn(20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        with bar:
-            task = bar.add_task("replay", total=orders, numbers="")
+        bar = Progress(BarColumn(None), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), console=console)
+        bar.add_task("replay", total=orders)
+        numbers = Text()
+        # The numbers are wider than a narrow terminal: under the bar they wrap, beside it they would be cut.
+        with Live(Group(bar, numbers), console=console) if console.is_terminal else contextlib.nullcontext():
             async with watching(stack.broker.bootstrap, seen):
-                shown = asyncio.create_task(show(bar, task, seen))
+                shown = asyncio.create_task(show(bar, numbers, seen))
                 dead = asyncio.create_task(stack.wait())
                 began = time.monotonic()
                 work = asyncio.create_task(_work(stack.broker, log, lines, skip, seen))
@@ -303,7 +304,6 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
                         running_task.cancel()
                 seconds = time.monotonic() - began
         carried = await weights(stack.broker.bootstrap)
-        await log.close()
         return _summary(seen, len(lines), published, seconds) | {"data": str(stack.data), "weights": carried}
 
 
@@ -330,6 +330,11 @@ def _summary(seen: Seen, lines: int, published: int, seconds: float) -> dict[str
     }
 
 
+def say(console: Console, text: str) -> None:
+    """Print as it is: paths and commands that are broken at the edge of a terminal cannot be pasted."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def tell(found: dict[str, Any], console: Console) -> None:
     """The summary for people."""
     counts = Table(title="What happened", show_header=False, title_justify="left")
@@ -342,7 +347,6 @@ def tell(found: dict[str, Any], console: Console) -> None:
         "drift alarms": f"{found['drift_alarms']:,}",
         "throughput": f"{found['events_per_s']:,.0f} events/s over {found['seconds']:.1f} s",
         "publish to prediction": f"p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms, at full speed",
-        "data": found["data"],
     }
     for name, text in rows.items():
         counts.add_row(name, text)
@@ -359,13 +363,14 @@ def tell(found: dict[str, Any], console: Console) -> None:
         quality.add_row(name, *("-" if v is None else f"{v:.4f}" for v in values))
     console.print(quality)
     heaviest = " · ".join(f"{name} {weight:+.2f}" for name, weight in found["weights"][:6])
-    console.print(f"what carries it (weights over standardised features): {heaviest}")
-    console.print(
+    say(console, f"what carries it (weights over standardised features): {heaviest}")
+    say(console, f"data: {found['data']}")
+    say(
+        console,
         "try next, from this folder:\n"
-        "  .venv/bin/headrace run examples/returns/pipeline.py          keep it up and open its page\n"
+        "  .venv/bin/headrace run examples/returns/pipeline.py      # and open its page\n"
         "  .venv/bin/headrace subscribe predictions.returns --from earliest --max 5\n"
-        "  .venv/bin/headrace verify examples/returns/pipeline.py       recompute everything and compare",
-        highlight=False,
+        "  .venv/bin/headrace verify examples/returns/pipeline.py   # recompute it all",
     )
 
 
