@@ -27,6 +27,8 @@ from headrace.streams.publisher import Publisher, unreachable
 from headrace.streams.subscription import Start, Subscription
 from headrace.streams.topics import Processor, Topic, unknown_topic
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 MAX_POSTS = 32
@@ -34,6 +36,7 @@ MAX_POSTS = 32
 MAX_SUBSCRIBERS = 64
 """Streams at a time. Each has a connection to the log of its own."""
 RETRY_AFTER = {"Retry-After": "1"}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 CONNECT_AGAIN = 1.0
 """Seconds between attempts to reach the log."""
 HEALTH_WAIT = 2.0
@@ -194,6 +197,7 @@ def create(settings: Settings) -> FastAPI:
     _add_topics(app, gateway)
     _add_watching(app, gateway)
     add_schemas(app, settings.topics)
+    _answer_elsewhere(app)
     return app
 
 
@@ -294,6 +298,36 @@ def _add_watching(app: FastAPI, gateway: Gateway) -> None:
         for (part, _), text in zip(gateway.settings.parts, others, strict=True):
             gateway.gauges.part_up.labels(part).set(bool(text))
         return Response(b"".join([generate_latest(gateway.gauges.registry), *others]), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Elsewhere(Convertor[str]):
+    """Paths that are none of the page's own. The page is mounted at the root, and would answer them with a page."""
+
+    regex = r"(?!_nicegui(?:/|$)).+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("elsewhere", _Elsewhere())
+
+
+def _answer_elsewhere(app: FastAPI) -> None:
+    """Answer 404 and 405 in JSON, as everything else is."""
+    known = [route for route in app.routes if isinstance(route, Route)]
+
+    @app.api_route("/{path:elsewhere}", methods=list(METHODS), include_in_schema=False)
+    async def elsewhere(request: Request) -> Response:
+        here = [route for route in known if route.matches(request.scope)[0] is not Match.NONE]
+        if not here:
+            raise Refused(404, f"there is nothing at {request.url.path}: /openapi.json tells what there is")
+        allowed = sorted({method for route in here for method in route.methods or ()})
+        raise Refused(
+            405, f"{request.method} is not taken at {request.url.path}", headers={"Allow": ", ".join(allowed)}
+        )
 
 
 async def _scrape(url: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -24,6 +24,10 @@ TAIL = 50
 """Records at the end of a partition that are looked at: enough for a table and for a share of records in offsets."""
 TAIL_WAIT = 0.5
 """Seconds that reading the tails may take; what did not come by then comes with the next sample."""
+PLACES = 8
+PLACE_WAIT = 0.3
+"""Places of a log, and seconds for each, at which the share of records in its offsets is looked at when it is first
+seen. Its end alone tells little of the rest: a backfill has a marker for a thousand records, a lone event one each."""
 ANSWER = 5.0
 """Seconds for one answer of the log. A page that waits longer looks dead; it says so instead."""
 
@@ -146,6 +150,8 @@ class Traffic:
         self._coordinators: dict[str, int] = {}
         self._before: Sample | None = None
         self._density: dict[str, float] = {}
+        self._held: dict[str, float] = {}
+        """About how many records a topic holds: estimated once, then added to."""
 
     async def start(self) -> None:
         """Raises LogUnavailable where no broker answers."""
@@ -176,13 +182,24 @@ class Traffic:
         try:
             async with asyncio.timeout(2 * ANSWER):
                 now = await self._sample()
+                if self._tail and self._before is None:
+                    await self._estimate(now)
                 tails = await self._read_tails(now) if self._tail else {}
         except (KafkaError, OSError, TimeoutError) as error:
             self._coordinators.clear()
             raise LogUnavailable(f"the log at {self._address} does not answer ({type(error).__name__})") from error
         topics, processors = measure(self._topics, self._processors, self._before, now, self._density)
+        seconds = now.at - self._before.at if self._before else 0.0
         self._before = now
-        return Flow(topics, processors, tails)
+        return Flow(tuple(self._with_records(t, seconds) for t in topics), processors, tails)
+
+    def _with_records(self, topic: TopicFlow, seconds: float) -> TopicFlow:
+        """The flow of a topic, its records those estimated before and those written since."""
+        if topic.exact or topic.name not in self._density:
+            return topic
+        held = self._held.get(topic.name, topic.records) + topic.rate * seconds
+        self._held[topic.name] = held
+        return replace(topic, records=round(held))
 
     async def _sample(self) -> Sample:
         assert self._admin is not None
@@ -212,6 +229,35 @@ class Traffic:
             del self._coordinators[group]
             raise
         return {(tp.topic, tp.partition): o.offset for tp, o in found.items() if o.offset >= 0}
+
+    async def _estimate(self, now: Sample) -> None:
+        """How many records the derived topics hold, from PLACES along each."""
+        assert self._tails is not None
+        derived = {t.name for t in self._topics if t.kind not in ("event", "changelog", "registry")}
+        spans = {
+            TopicPartition(*tp): (now.first.get(tp, 0), end)
+            for tp, end in now.end.items()
+            if tp[0] in derived and end - now.first.get(tp, 0) > TAIL * PLACES
+        }
+        if not spans:
+            return
+        self._tails.assign(list(spans))
+        seen = dict.fromkeys(spans, (0, 0))
+        for place in range(PLACES):
+            starts = {tp: first + (end - first) * place // PLACES for tp, (first, end) in spans.items()}
+            for tp, start in starts.items():
+                self._tails.seek(tp, start)
+            wanted, until = set(spans), time.monotonic() + PLACE_WAIT
+            while wanted and (left := until - time.monotonic()) > 0:
+                got = await self._tails.getmany(*wanted, timeout_ms=int(left * 1000), max_records=TAIL * len(wanted))
+                for tp, records in got.items():
+                    wanted.discard(tp)
+                    counted, offsets = seen[tp]
+                    seen[tp] = (counted + len(records), offsets + records[-1].offset - starts[tp] + 1)
+        for tp, (counted, offsets) in seen.items():
+            first, end = spans[tp]
+            share = counted / offsets if offsets else 1.0
+            self._held[tp.topic] = self._held.get(tp.topic, 0.0) + share * (end - first)
 
     async def _read_tails(self, now: Sample) -> dict[str, list[Message]]:
         """The last records of the partitions that moved, and by the way how many of their offsets are records."""

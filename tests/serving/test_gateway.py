@@ -179,6 +179,24 @@ def test_a_place_is_free_again_after_a_refused_event(
     assert client.post(f"/topics/{orders.name}", json=order()).status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        ("DELETE", "/topics/orders", 405, "DELETE is not taken at /topics/orders"),
+        ("POST", "/health", 405, "POST is not taken at /health"),
+        ("GET", "/topic/orders", 404, "there is nothing at /topic/orders"),
+        ("POST", "/topics/orders/1", 404, "there is nothing at /topics/orders/1"),
+    ],
+)
+def test_what_is_nowhere_is_told_in_json(
+    client: httpx.Client, method: str, path: str, status: int, told: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["reason"].startswith(told)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
 def test_health_tells_that_the_log_answers(client: httpx.Client, broker: Address) -> None:
     answer = client.get("/health")
     assert answer.status_code == 200
