@@ -109,10 +109,29 @@ def _print(what: str, rows: Sequence[Mapping[str, Cell]]) -> None:
             sys.stdout.buffer.write(msgspec.json.encode({"report": what, **row}) + b"\n")
         return
     table = Table(title=what, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, name in enumerate(rows[0] if rows else ()):
+    for i, name in enumerate(cells(rows[0]) if rows else ()):
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         table.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int | float) else v or "-" for v in row.values()))
+        table.add_row(*cells(row).values())
     Console().print(table)
     Console().print()
+
+
+def cells(row: Mapping[str, Cell]) -> dict[str, str]:
+    """A row as a terminal shows it: numbers to be read, pids to be pasted, `~` before what is estimated.
+
+    >>> cells({"process": "worker", "pid": 13065, "metrics": None})
+    {'process': 'worker', 'pid': '13065', 'metrics': '-'}
+    >>> cells({"topic": "features.Customer", "records": 9705, "exact": False})
+    {'topic': 'features.Customer', 'records': '~9,705'}
+    """
+    shown = {}
+    for name, value in row.items():
+        if name == "exact":
+            continue
+        plain = name == "pid" or not isinstance(value, int | float)
+        shown[name] = "-" if value in (None, "") else str(value) if plain else f"{value:,}"
+    if row.get("exact") is False:
+        shown["records"] = f"~{shown['records']}"
+    return shown
