@@ -141,9 +141,11 @@ class Stack:
             )
             await self._supervisor.start(self._measured(self._broker_child()))
         await ensure_topics(self._broker, self.app.topics())
+        choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
+        await self._supervisor.start(self._measured(self._worker_child()))
+        # Chosen at the last moment: while a worker compiles, another stack may have taken the usual one.
         port = choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")
         self._gateway = f"http://{_reachable(self._host)}:{port}"
-        await self._supervisor.start(self._measured(self._worker_child()))
         await self._supervisor.start(self._gateway_child(port))
         self._write()
 
