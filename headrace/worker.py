@@ -22,7 +22,7 @@ from headrace import plan, program
 from headrace.app import App
 from headrace.streams import kernels, metrics, runner
 from headrace.streams.errors import HeadraceError
-from headrace.streams.inputs import MAX_BUFFERED_ROWS
+from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.parent import watch_parent
 from headrace.streams.runner import Runner
@@ -57,6 +57,7 @@ BOUNDS = {
     "max_batch_rows": runner.MAX_BATCH_ROWS,
     "fetch_rows": runner.FETCH_ROWS,
     "max_buffered_rows": MAX_BUFFERED_ROWS,
+    "max_buffered_bytes": MAX_BUFFERED_BYTES,
     "max_retries": runner.MAX_RETRIES,
 }
 
