@@ -24,7 +24,7 @@ from headrace.program import load
 from headrace.running import Running, TopicNote
 from headrace.serving.access import check_listening
 from headrace.streams.address import Address, parse_address
-from headrace.streams.admin import answers, ensure_topics
+from headrace.streams.admin import ensure_topics
 from headrace.supervisor import Child, Supervisor
 
 BROKER_PORT = 9092
@@ -150,9 +150,9 @@ class Stack:
         self._write()
 
     def _broker_child(self) -> Child:
-        broker = self.broker
-        argv = ["-m", "headrace.streams.broker", "--data", str(self.data / "broker"), "--port", str(broker.port)]
-        return Child("broker", argv, BROKER_READY, lambda: answers(broker))
+        data, port = str(self.data / "broker"), str(self.broker.port)
+        # Ready by its own word: on a port lost to another stack's broker, that one would answer in its stead.
+        return Child("broker", ["-m", "headrace.streams.broker", "--data", data, "--port", port], BROKER_READY)
 
     def _worker_child(self) -> Child:
         argv = ["-m", self.worker_module, self.program, "--broker", self.broker.bootstrap, "--data", str(self.data)]

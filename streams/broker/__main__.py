@@ -46,7 +46,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         if arguments.metrics_port is not None:
             describe_process(broker.metrics.registry, "broker", asdict(broker.limits))
             serve(broker.metrics.registry, arguments.metrics_port)
-        print(f"The local broker serves {arguments.data} at {broker.address}.", flush=True)
+        print(f"ready: the local broker serves {arguments.data} at {broker.address}", flush=True)
         await stopped.wait()
 
 
