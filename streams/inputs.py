@@ -29,6 +29,7 @@ class Source:
     """What a task reads: a topic by its codec, its time rules, and where refused rows go.
 
     rejected, late: topics, or empty where the source is one of our own, whose rows are never refused
+    refusing:       False where another task publishes what is refused of this topic; here it is left out
     """
 
     topic: str
@@ -37,6 +38,7 @@ class Source:
     lateness: int = 0
     rejected: str = ""
     late: str = ""
+    refusing: bool = True
 
 
 @dataclass(slots=True)
@@ -224,7 +226,8 @@ class Merge:
             for i, error in chunk.decoded.refused:
                 if start <= i < end:
                     keep[at[i - start]] = False
-                    refused.append(_rejected(source, chunk.fetched, i, error))
+                    if source.refusing:
+                        refused.append(_rejected(source, chunk.fetched, i, error))
             first, last = np.searchsorted(chunk.decoded.rows, (start, end))
             rows = chunk.decoded.rows[first:last]
             here = chunk.decoded.time[first:last]
@@ -237,7 +240,8 @@ class Merge:
             on_time = here >= np.maximum(seen - source.out_of_orderness, watermark[spot]) - source.lateness
             for j in np.flatnonzero(~on_time).tolist():
                 keep[spot[j]] = False
-                refused.append(_late(source, chunk.fetched, int(rows[j])))
+                if source.refusing:
+                    refused.append(_late(source, chunk.fetched, int(rows[j])))
             parts.append((spot[on_time], chunk, first + np.flatnonzero(on_time), rows[on_time]))
         if any(len(part[0]) for part in parts):
             streams[source.topic] = _rows(self.inputs[n].partition, parts)

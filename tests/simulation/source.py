@@ -1,0 +1,43 @@
+"""The clients of a simulation: they publish bit by bit, one partition ahead of another, some records twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from headrace.streams.batch import Record
+from headrace.streams.log import Partition
+
+from tests.simulation.fleet import Fleet
+
+WITHIN = 2.5
+"""Seconds that publishing takes at most: the merge waits longer for an empty input."""
+
+
+async def publish(fleet: Fleet, records: Mapping[Partition, Sequence[Record]]) -> None:
+    """Each partition's records in their order; which partition is next is drawn."""
+    random, log = fleet.world.random, fleet.log
+    pause = random.choice([0.0, WITHIN]) / max(1, 2 * sum(len(rows) for rows in records.values()))
+    waiting = {partition: list(rows) for partition, rows in records.items() if rows}
+    while waiting:
+        partition = random.choice(list(waiting))
+        for _ in range(random.randint(1, len(waiting[partition]))):
+            record = waiting[partition].pop(0)
+            log.publish(record)
+            if random.random() < 0.03:
+                log.publish(record)  # a client that had no answer, and sent it again
+            if random.random() < 0.03:
+                await _aborted(fleet, record)
+            if pause:
+                await fleet.world.sleep(pause)
+        if not waiting[partition]:
+            del waiting[partition]
+    fleet.published = True
+
+
+async def _aborted(fleet: Fleet, record: Record) -> None:
+    """A client's transaction that is never committed: nobody may read of it."""
+    log = fleet.log
+    offset = log.append(Partition(record.topic, record.partition or 0), record, "open")
+    log.open["client"] = [(Partition(record.topic, record.partition or 0), offset)]
+    await fleet.world.turn()
+    log.end("client", "aborted")
