@@ -22,6 +22,10 @@ MAX_BUFFERED_ROWS = 20_000
 
 MAX_BUFFERED_BYTES = 64_000_000
 """Bytes of their values: so many rows of the largest events would be 20 GB. What one fetch brings comes on top."""
+_NO_TIMES = np.zeros(0, np.int64)
+
+NEVER = -(2**62)
+"""The event time before anything was seen."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -178,7 +182,10 @@ class Merge:
 
     def take(self, limit: int, idle: frozenset[int]) -> Taken:
         """The next rows in order, at most `limit`. idle: inputs that hold no others back."""
-        order, source, counts = self._order(self._safe(idle), limit)
+        safe = self._safe(idle)
+        if not any(safe):
+            return Taken(Batch(_NO_TIMES, _NO_TIMES, {}), [], 0)
+        order, source, counts = self._order(safe, limit)
         place = np.arange(len(order))
         watermark = np.maximum(np.maximum.accumulate(order) - self._slack, self.watermark)
         time = np.zeros(len(order), np.int64)
@@ -190,6 +197,8 @@ class Merge:
                 self._take_input(n, count, place[source == n], watermark, time, keep, streams, refused)
         if len(order):
             self.watermark = int(watermark[-1])
+                self._take_input(n, count, place[source == n], time, keep, streams, refused)
+        self.watermark = int(watermark[-1])
         return Taken(_compact(time, watermark, keep, streams), refused, len(order))
 
     def _order(self, safe: list[int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:

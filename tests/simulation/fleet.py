@@ -20,8 +20,8 @@ IDLE_AFTER = 4.0
 TURNS = 400
 """Half seconds of a run before calm is ordered; then as many until everything is done."""
 
-CALM = 10.0
-"""Seconds without faults at the end: whoever waits to start again has started."""
+CALM = 7.0
+"""Seconds without faults at the end: longer than any wait to start again, so that every owner has started."""
 
 Place = tuple[str, int]
 """A task: its stage's name and its partition."""

@@ -22,6 +22,9 @@ LONGEST_DELAY = 0.5
 """Seconds that a slow call takes at most."""
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 @dataclass(slots=True)
 class Entry:
     record: Record
@@ -70,7 +73,10 @@ class SimulatedLog:
         return EPOCH_MS + int(self.world.time * 1000)
 
     def entries(self, partition: Partition) -> list[Entry]:
-        return self.partitions.setdefault(partition, [])
+        found = self.partitions.get(partition)
+        if found is None:
+            found = self.partitions[partition] = []
+        return found
 
     def committed_entries(self, topic: str, number: int = 0) -> list[tuple[int, Entry]]:
         """(offset, entry) of what readers see."""
@@ -81,8 +87,12 @@ class SimulatedLog:
         return [entry.record for _, entry in self.committed_entries(topic, number)]
 
     def stable_end(self, partition: Partition) -> int:
-        opened = [offset for written in self.open.values() for p, offset in written if p == partition]
-        return min(opened, default=len(self.entries(partition)))
+        end = len(self.entries(partition))
+        for written in self.open.values():
+            for opened, offset in written:
+                if opened == partition and offset < end:
+                    end = offset
+        return end
 
     def connect(self) -> Connection:
         return Connection(self)
@@ -198,6 +208,8 @@ class _Reader:
     def _read(self, partition: Partition, limit: int) -> Fetched:
         entries, at = self._log.entries(partition), self._offsets[partition]
         end = self._log.stable_end(partition)
+        if at == end:
+            return Fetched(partition, _NONE, _NONE, [], [], end, end)
         # A fetch may bring less than there is, as a network does.
         limit = self._log.world.random.randint(1, limit) if self._log.world.random.random() < 0.5 else 1 + limit // 400
         found: list[tuple[int, Entry]] = []
