@@ -56,7 +56,7 @@ class Chaos:
             Faults(
                 away=random.choice([0, 0, 0.02]),
                 unknown=random.choice([0, 0.1, 0.3]),
-                slow=random.choice([0, 0.05]),
+                slow=random.choice([0, 0.05, 0.3]),
             ),
             crash=random.choice([0, 0.05, 0.2]),
             kill=random.choice([0, 0.05, 0.2]),
@@ -92,13 +92,18 @@ class Worker:
 
 @dataclass
 class Fleet:
-    """Runs the stages of an application until all that was published is taken, and then some more, in peace."""
+    """Runs the stages of an application until all that was published is taken, and then some more, in peace.
+
+    published: whether the clients are done
+    silences:  the ends of the source's partitions at moments when all was taken and nothing was published for long
+    """
 
     world: World
     log: SimulatedLog
     stages: Sequence[Stage]
     chaos: Chaos
-    published: bool = True
+    published: bool = False
+    silences: list[dict[Partition, int]] = field(default_factory=list)
     disks: dict[tuple[int, Place], MemoryStore] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     ended: dict[Place, Worker] = field(default_factory=dict)
@@ -119,7 +124,7 @@ class Fleet:
                 self.chaos.calm()
             self._tend()
             await self.world.sleep(0.5)
-            if self.done():
+            if self.published and self.settled():
                 break
         self.chaos.calm()
         for place in self.places:
@@ -127,15 +132,15 @@ class Fleet:
             if self.owner(place) is None:
                 self._start(place)
         await self.world.sleep(CALM)
-        assert self.done(), f"not done after {self.world.time:.0f} s: {self.log.groups}"
+        assert self.settled(), f"not done after {self.world.time:.0f} s: {self.log.groups}"
         self.ended = {place: owner for place in self.places if (owner := self.owner(place))}
         for worker in self.workers:
             if self.world.running(worker.name):
                 self.world.kill(worker.name)
 
-    def done(self) -> bool:
+    def settled(self) -> bool:
         """Every committed record of every input is taken, and no transaction is open."""
-        if not self.published or self.log.open:
+        if self.log.open:
             return False
         for stage in self.stages:
             taken = self.log.groups.get(stage.group, {})
@@ -144,6 +149,10 @@ class Fleet:
                 if any(entry.state == "committed" for entry in rest):
                     return False
         return True
+
+    def age(self, partition: Partition, offset: int) -> int:
+        """How many silences there were before a record of the source was published."""
+        return sum(offset >= ends.get(partition, 0) for ends in self.silences)
 
     def running(self, place: Place) -> list[Worker]:
         return [w for w in self.workers if w.place == place and self.world.running(w.name)]

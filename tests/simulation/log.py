@@ -211,7 +211,8 @@ class _Reader:
         if at == end:
             return Fetched(partition, _NONE, _NONE, [], [], end, end)
         # A fetch may bring less than there is, as a network does.
-        limit = self._log.world.random.randint(1, limit) if self._log.world.random.random() < 0.5 else 1 + limit // 400
+        random = self._log.world.random
+        limit = min(limit, random.choice([1, 4, 20, random.randint(1, limit)]))
         found: list[tuple[int, Entry]] = []
         while at < end and len(found) < limit:
             if entries[at].state == "committed":

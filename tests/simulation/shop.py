@@ -27,6 +27,8 @@ class Published:
     offset: int
     key: bytes | None
     value: bytes | None
+    age: int = 0
+    """How many times everything before it had been taken."""
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Shop:
     def __init__(self) -> None:
         self.told = Told()
         self.lines: list[Line] = []
+        self.watermark = ANCIENT
         self.cancelled: list[tuple[datetime, dict[str, Any]]] = []
 
     def order(self, offset: int, at: datetime, row: dict[str, Any]) -> None:
@@ -102,17 +105,18 @@ class Shop:
         quantity = -row["quantity"]
         for line in reversed(self.lines):
             same = (line.row["customer"], line.row["item"]) == (row["customer"], row["item"])
-            if same and line.open and line.left and quantity:
+            if same and line.open and line.left and quantity and line.at <= at <= line.at + HORIZON:
                 took = min(quantity, line.left)
                 quantity, line.left = quantity - took, line.left - took
                 if line.known is None:
                     line.known = at
-                    self.settle(line, at, at, True)
+                    self.settle(line, at, self.watermark, True)
 
-    def expire(self, watermark: datetime) -> None:
-        """Close the lines whose horizon has passed, the oldest first."""
+    def expire(self, at: datetime) -> None:
+        """Close the lines whose horizon the watermark has passed, the oldest first."""
+        self.watermark = max(self.watermark, at)
         for line in sorted((li for li in self.lines if li.open), key=lambda li: (li.at, li.offset)):
-            if line.at + HORIZON < watermark:
+            if line.at + HORIZON < self.watermark:
                 line.open = False
                 if line.known is None:
                     self.settle(line, line.at + HORIZON, line.at + HORIZON, False)
@@ -136,7 +140,8 @@ class Shop:
             return (len(returned) + 50 * PRIOR) / (len(lines) + 50)
 
         def faded(moments: list[datetime]) -> float:
-            return math.fsum(0.5 ** ((at - moment) / HALF_LIFE) for moment in moments)
+            newest = max([at, *moments])
+            return math.fsum(0.5 ** ((newest - moment) / HALF_LIFE) for moment in moments)
 
         customer, item = of("customer"), of("item")
         cancelled = [r for _, r in self.cancelled if r["customer"] == row["customer"]]
@@ -176,7 +181,7 @@ def worth(row: dict[str, Any]) -> float:
 
 
 def told(orders: Sequence[Published], returns: Sequence[Published]) -> Told:
-    """Everything of the two source topics, merged by the greatest event time that each has seen."""
+    """Everything of the two source topics, merged by age and the greatest event time that each has seen."""
     shop = Shop()
     taken = []
     for place, (topic, records) in enumerate((("orders", orders), ("returns", returns))):
@@ -191,8 +196,8 @@ def told(orders: Sequence[Published], returns: Sequence[Published]) -> Told:
                 shop.told.late[topic].append(record.value)
                 continue
             high = at
-            taken.append((at, place, record.offset, row))
-    for at, place, offset, row in sorted(taken, key=lambda event: event[:3]):
+            taken.append((record.age, at, place, record.offset, row))
+    for _, at, place, offset, row in sorted(taken, key=lambda event: event[:4]):
         if place == 0:
             shop.order(offset, at, row)
         else:

@@ -35,17 +35,18 @@ class Rebuilt:
     records: list[Record]
 
 
-def fetched(log: SimulatedLog, partition: Partition) -> Fetched:
-    """All that is committed in a partition."""
-    found = log.committed_entries(*partition)
+def fetched(log: SimulatedLog, partition: Partition, begin: int = 0, end: int | None = None) -> Fetched:
+    """What is committed in a partition, from an offset to another or to the end."""
+    end = len(log.entries(partition)) if end is None else end
+    found = [(offset, entry) for offset, entry in log.committed_entries(*partition) if begin <= offset < end]
     return Fetched(
         partition,
         np.array([offset for offset, _ in found], np.int64),
         np.array([entry.timestamp for _, entry in found], np.int64),
         [entry.record.key for _, entry in found],
         [entry.record.value for _, entry in found],
-        len(log.entries(partition)),
-        len(log.entries(partition)),
+        end,
+        end,
     )
 
 
@@ -61,19 +62,20 @@ def from_changelog(log: SimulatedLog, stage: Stage, number: int) -> Rebuilt:
     return Rebuilt(task, follows, store, [])
 
 
-def from_source(log: SimulatedLog, stage: Stage, number: int) -> Rebuilt:
+def from_source(fleet: Fleet, stage: Stage, number: int) -> Rebuilt:
     """One run over the whole source, no crash in it; where the stage scores, with the versions that scored."""
-    store = MemoryStore()
+    log, store = fleet.log, MemoryStore()
     task, follows = stage.build(number, store)
     task.resume()
-    for source in task.inputs:
-        task.feed(fetched(log, source.partition))
     made: list[Record] = []
     idle = frozenset(range(len(task.inputs)))
     scored = _Scored(log, stage, number, follows)
-    while (work := task.work(scored.turn(made), idle)) is not None:
-        made += work.records
-        task.keep(work, 0)
+    for ends in [*fleet.silences, {}]:
+        for source in task.inputs:
+            task.feed(fetched(log, source.partition, source.position, ends.get(source.partition)))
+        while (work := task.work(scored.turn(made), idle)) is not None:
+            made += work.records
+            task.keep(work, 0)
     return Rebuilt(task, follows, store, made)
 
 

@@ -91,15 +91,17 @@ def spoiled(world: World, topic: str, row: Mapping[str, Any]) -> Record:
 def simulate(seed: int) -> Fleet:
     world = World(seed)
     # Latency would tell when a task ran: with this clock it is 0, and every byte is a function of the data.
-    fleet = Fleet(world, SimulatedLog(world), stages(APP, now=lambda: 0.0), Chaos.drawn(world), published=False)
+    fleet = Fleet(world, SimulatedLog(world), stages(APP, now=lambda: 0.0), Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()
     return fleet
 
 
-def source(log: SimulatedLog, topic: str) -> list[shop.Published]:
-    return [shop.Published(o, e.record.key, e.record.value) for o, e in log.committed_entries(topic)]
+def source(fleet: Fleet, topic: str) -> list[shop.Published]:
+    here = Partition(topic, 0)
+    found = fleet.log.committed_entries(topic)
+    return [shop.Published(o, e.record.key, e.record.value, fleet.age(here, o)) for o, e in found]
 
 
 def values(log: SimulatedLog, topic: str) -> list[Any]:
@@ -109,7 +111,7 @@ def values(log: SimulatedLog, topic: str) -> list[Any]:
 def wrong(fleet: Fleet) -> list[str]:
     """What the log has that the oracle has not, and the other way round."""
     log = fleet.log
-    told = shop.told(source(log, "orders"), source(log, "returns"))
+    told = shop.told(source(fleet, "orders"), source(fleet, "returns"))
     found = []
     for topic in ("orders", "returns"):
         for kind, wanted in (("rejected", told.rejected[topic]), ("late", told.late[topic])):
@@ -119,10 +121,10 @@ def wrong(fleet: Fleet) -> list[str]:
     found += wrong_outcomes(log, told)
     found += wrong_models(log, told)
     for stage in fleet.stages:
-        remade = from_source(log, stage, 0)
+        remade = from_source(fleet, stage, 0)
         # Artifacts are pickles, compared above by what they answer; the alarms of two stages lie on one topic.
         found += other_bytes(log, [t for t in stage.outputs if t not in ("registry", "drift.returns")], 0, remade)
-        found += unequal(fleet, (stage.name, 0), remade, PROBES[stage.name.partition(".")[0]](log))
+        found += unequal(fleet, (stage.name, 0), remade, PROBES[stage.name.partition(".")[0]](fleet))
     return found
 
 
@@ -247,7 +249,7 @@ def near(a: object, b: object) -> bool:
     return a == b
 
 
-def orders_probe(log: SimulatedLog) -> dict[str, list[Record]]:
+def orders_probe(fleet: Fleet) -> dict[str, list[Record]]:
     """A cancellation of every kind of line, then an order long after all horizons, then one of each kind."""
     at = T0 + timedelta(days=700)
     kinds = [(c, i) for c in ("ann", "bob", "cleo") for i in ("cup", "jug")]
@@ -255,7 +257,7 @@ def orders_probe(log: SimulatedLog) -> dict[str, list[Record]]:
     orders = [{**row, "customer": c, "item": i, "quantity": q} for c, i in kinds for q in (1, 2, 12)]
     early = (T0 + timedelta(days=650)).isoformat()
     returns = [{**row, "at": early, "customer": c, "item": i, "quantity": -3} for c, i in kinds]
-    valid = [row["at"] for r in source(log, "returns") if (row := shop.valid("returns", r))]
+    valid = [row["at"] for r in source(fleet, "returns") if (row := shop.valid("returns", r))]
     near = [{**r, "at": max(valid)} for r in returns] if valid else []
     return {
         "orders": [written("orders", r) for r in orders],
@@ -263,9 +265,9 @@ def orders_probe(log: SimulatedLog) -> dict[str, list[Record]]:
     }
 
 
-def learning_probe(log: SimulatedLog) -> dict[str, list[Record]]:
+def learning_probe(fleet: Fleet) -> dict[str, list[Record]]:
     """An outcome that lets all others mature."""
-    records = log.committed_records("outcomes.returns")
+    records = fleet.log.committed_records("outcomes.returns")
     if not records:
         return {}
     value = json.loads(records[-1].value or b"") | {"watermark": "2019-01-01T00:00:00Z"}

@@ -51,14 +51,14 @@ def scenario(world: World) -> dict[Partition, list[Record]]:
     return {Partition("payments", 0): payments, Partition("refunds", 0): refunds}
 
 
-def oracle(log: SimulatedLog) -> tuple[list[list[object]], list[bytes], list[bytes]]:
+def oracle(fleet: Fleet) -> tuple[list[list[object]], list[bytes], list[bytes]]:
     """(totals, rejected values, late values): one event at a time, by the rules as the documents state them."""
     rows = []
     rejected, late = [], []
     for place, topic in enumerate(("payments", "refunds")):
         slack, allowed = (2, 3) if topic == "payments" else (0, 0)
         high = T0
-        for offset, entry in log.committed_entries(topic):
+        for offset, entry in fleet.log.committed_entries(topic):
             record = entry.record
             assert record.value is not None
             value = json.loads(record.value)
@@ -71,7 +71,8 @@ def oracle(log: SimulatedLog) -> tuple[list[list[object]], list[bytes], list[byt
                 continue
             high = max(high, at)
             sign = 1 if topic == "payments" else -1
-            rows.append((high, place, offset, value["who"], sign * value["amount"], f"{topic}-0-{offset}"))
+            age = fleet.age(Partition(topic, 0), offset)
+            rows.append((age, high, place, offset, value["who"], sign * value["amount"], f"{topic}-0-{offset}"))
     total: dict[str, int] = {}
     out: list[list[object]] = []
     for *_, who, amount, name in sorted(rows):
@@ -82,7 +83,7 @@ def oracle(log: SimulatedLog) -> tuple[list[list[object]], list[bytes], list[byt
 
 def simulate(seed: int) -> Fleet:
     world = World(seed)
-    fleet = Fleet(world, SimulatedLog(world), [STAGE], Chaos.drawn(world), published=False)
+    fleet = Fleet(world, SimulatedLog(world), [STAGE], Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()
@@ -91,14 +92,14 @@ def simulate(seed: int) -> Fleet:
 
 def wrong(fleet: Fleet) -> list[str]:
     log = fleet.log
-    out, rejected, late = oracle(log)
+    out, rejected, late = oracle(fleet)
     found = []
     for topic, wanted in (("refunds.rejected", rejected), ("payments.late", late)):
         got = [r.value for r in log.committed_records(topic)]
         found += [f"{topic}: {got}, not {wanted}"] if got != wanted else []
     told = [json.loads(r.value or b"") for r in log.committed_records("totals")]
     found += [f"totals: {told}, not {out}"] if told != out else []
-    source = from_source(log, STAGE, 0)
+    source = from_source(fleet, STAGE, 0)
     found += other_bytes(log, STAGE.outputs, 0, source)
     probe = [event("payments", who, 1, 1_000) for who in "abc"]
     return found + unequal(fleet, ("totals", 0), source, {"payments": probe})

@@ -205,7 +205,7 @@ def scenario(world: World) -> dict[Partition, list[Record]]:
 
 def simulate(seed: int) -> Fleet:
     world = World(seed)
-    fleet = Fleet(world, SimulatedLog(world), stages(APP), Chaos.drawn(world), published=False)
+    fleet = Fleet(world, SimulatedLog(world), stages(APP), Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()
@@ -222,15 +222,15 @@ class Merged:
     late: dict[str, list[bytes | None]] = field(default_factory=dict)
 
 
-def merged(log: SimulatedLog, topics: Sequence[str], number: int) -> Merged:
-    """By the greatest event time that each topic has seen, then by topic, then by offset."""
+def merged(fleet: Fleet, topics: Sequence[str], number: int) -> Merged:
+    """By silences, the greatest event time that each topic has seen, topic and offset."""
     found = Merged()
     waiting = []
     for place, topic in enumerate(topics):
         rejected: list[bytes | None] = found.rejected.setdefault(topic, [])
         late: list[bytes | None] = found.late.setdefault(topic, [])
         high = 0
-        for offset, entry in log.committed_entries(topic, number):
+        for offset, entry in fleet.log.committed_entries(topic, number):
             row = json.loads(entry.record.value or b"")
             if [1] in row.values():
                 rejected.append(entry.record.value)
@@ -240,9 +240,9 @@ def merged(log: SimulatedLog, topics: Sequence[str], number: int) -> Merged:
                 late.append(entry.record.value)
                 continue
             high = max(high, at)
-            waiting.append((high, place, offset, topic, at, row))
+            waiting.append((fleet.age(Partition(topic, number), offset), high, place, offset, topic, at, row))
     newest = 0
-    for high, _, offset, topic, at, row in sorted(waiting, key=lambda w: w[:3]):
+    for _, high, _, offset, topic, at, row in sorted(waiting, key=lambda w: w[:4]):
         newest = max(newest, high)
         found.events.append((topic, offset, at, row))
         found.watermark.append(newest - max(SLACK[t] for t in topics) * SECOND)
@@ -257,7 +257,7 @@ def wrong(fleet: Fleet) -> list[str]:
     found = []
     for stage in fleet.stages:
         for number in range(stage.partitions):
-            told = merged(fleet.log, stage.inputs, number)
+            told = merged(fleet, stage.inputs, number)
             for topic in stage.outputs:
                 main, _, kind = topic.rpartition(".")
                 if kind in ("rejected", "late"):
@@ -267,7 +267,7 @@ def wrong(fleet: Fleet) -> list[str]:
             for name in [t.partition(".")[2] for t in stage.outputs if t.startswith("features.")]:
                 got_rows = [plain(row) for row in values(fleet.log, f"features.{name}", number)]
                 found += differences(f"features.{name}-{number}", got_rows, WANTED[name](told, number))
-            source = from_source(fleet.log, stage, number)
+            source = from_source(fleet, stage, number)
             found += other_bytes(fleet.log, stage.outputs, number, source)
             found += unequal(fleet, (stage.name, number), source, probe(number))
     return found
