@@ -22,6 +22,7 @@ MAX_BUFFERED_ROWS = 20_000
 
 MAX_BUFFERED_BYTES = 64_000_000
 """Bytes of their values: so many rows of the largest events would be 20 GB. What one fetch brings comes on top."""
+
 _NO_TIMES = np.zeros(0, np.int64)
 
 NEVER = -(2**62)
@@ -195,9 +196,6 @@ class Merge:
         for n, count in enumerate(counts):
             if count:
                 self._take_input(n, count, place[source == n], watermark, time, keep, streams, refused)
-        if len(order):
-            self.watermark = int(watermark[-1])
-                self._take_input(n, count, place[source == n], time, keep, streams, refused)
         self.watermark = int(watermark[-1])
         return Taken(_compact(time, watermark, keep, streams), refused, len(order))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from headrace.plan import stages
 from headrace.streams import aggregations as agg
 from headrace.streams.event import Event
 from headrace.streams.features import Features
 
 from headrace.app import App
+from headrace.plan import stages
 
 
 class Order(Event, topic="orders", key="who", time="at"):

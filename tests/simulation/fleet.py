@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headrace.plan import Stage
 from headrace.streams.errors import Fenced
 from headrace.streams.log import Partition
 from headrace.streams.runner import Runner
 from headrace.streams.store import MemoryStore
 
+from headrace.plan import Stage
 from tests.simulation.log import Connection, Faults, SimulatedLog
 from tests.simulation.world import Crash, World
 

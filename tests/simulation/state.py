@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from headrace.models import artifacts, versions
-from headrace.plan import Stage
 from headrace.streams.batch import Record
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.runner import Follow
 from headrace.streams.store import MemoryStore
 from headrace.streams.task import Task
 
+from headrace.plan import Stage
 from tests.simulation.fleet import Fleet, Place
 from tests.simulation.log import EPOCH_MS, SimulatedLog
 
@@ -118,8 +118,8 @@ def unequal(fleet: Fleet, place: Place, source: Rebuilt, probe: Mapping[str, Seq
     log, live = fleet.log, fleet.ended[place]
     changelog = from_changelog(log, fleet.stage(place), place[1])
     found = []
-    for what, theirs in (("the live owner's store", fleet.disks[live.machine, place]), ("the source", source.store)):
-        found += _differences(what, _told(rows(theirs)), _told(rows(changelog.store)))
+    for what, store in (("the live owner's store", fleet.disks[live.machine, place]), ("the source", source.store)):
+        found += _differences(what, _told(rows(store)), _told(rows(changelog.store)))
     answers = [
         _answer(log, task, follows, probe)
         for task, follows in (
@@ -154,11 +154,14 @@ def _answer(
                 begin + len(further),
             )
         )
-    work = task.work(ALL, frozenset(range(len(task.inputs))))
-    if work is None:
-        return {}, {}
-    said = {b"%d %s" % (i, r.topic.encode()): _value(r.value) for i, r in enumerate(work.records)}
-    return said, _told(dict(work.changes))
+    records: list[Record] = []
+    changes: dict[bytes, bytes | None] = {}
+    # What one input brings is held back by the others' last rows until these are taken.
+    while (work := task.work(ALL, frozenset(range(len(task.inputs))))) is not None:
+        records += work.records
+        changes.update(work.changes)
+    said = {b"%d %s" % (i, r.topic.encode()): _value(r.value) for i, r in enumerate(records)}
+    return said, _told(changes)
 
 
 def _told(rows: Mapping[bytes, bytes | None]) -> dict[bytes, object]:

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 from headrace.models import drift
-from headrace.plan import stages
 from headrace.streams.batch import Record
 from headrace.streams.log import Partition
 from river import base
 
 from headrace import program
+from headrace.plan import stages
 from tests.scene import ROOT
 from tests.simulation import shop
 from tests.simulation.fleet import Chaos, Fleet
@@ -144,18 +144,14 @@ def wrong_outcomes(log: SimulatedLog, told: shop.Told) -> list[str]:
     got = []
     found = []
     for value in values(log, "outcomes.returns"):
-        moments = {name: shop.moment(value[name]) for name in ("at", "known", "watermark")}
-        got.append({"id": value["id"], "outcome": value["outcome"], "matures": shop.moment(value["matures"]), **moments})
+        moments = {name: shop.moment(value[name]) for name in ("at", "known", "matures", "watermark")}
+        got.append({"id": value["id"], "outcome": value["outcome"], **moments})
         made = predictions[value["id"]]
         for name in ("key", "score", "baselines", "version", "features"):
             if value[name] != made[name]:
                 found.append(f"outcomes.returns: {value['id']} has {name} {value[name]}, predicted {made[name]}")
-    wanted = [{**vars_of(outcome), "matures": outcome.matures} for outcome in told.outcomes]
+    wanted = [{**vars(outcome), "matures": outcome.matures} for outcome in told.outcomes]
     return found + lines("outcomes.returns", got, wanted)
-
-
-def vars_of(outcome: shop.Outcome) -> dict[str, Any]:
-    return dict(vars(outcome))
 
 
 def wrong_models(log: SimulatedLog, told: shop.Told) -> list[str]:
@@ -257,7 +253,7 @@ def orders_probe(fleet: Fleet) -> dict[str, list[Record]]:
     orders = [{**row, "customer": c, "item": i, "quantity": q} for c, i in kinds for q in (1, 2, 12)]
     early = (T0 + timedelta(days=650)).isoformat()
     returns = [{**row, "at": early, "customer": c, "item": i, "quantity": -3} for c, i in kinds]
-    valid = [row["at"] for r in source(fleet, "returns") if (row := shop.valid("returns", r))]
+    valid = [v["at"] for r in source(fleet, "returns") if (v := shop.valid("returns", r)) is not None]
     near = [{**r, "at": max(valid)} for r in returns] if valid else []
     return {
         "orders": [written("orders", r) for r in orders],

@@ -6,13 +6,13 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from headrace.plan import Stage
 from headrace.streams.batch import Record
 from headrace.streams.log import Partition
 from headrace.streams.runner import Follow
 from headrace.streams.store import Store
 from headrace.streams.task import Task
 
+from headrace.plan import Stage
 from tests.simulation.fleet import Chaos, Fleet
 from tests.simulation.log import SimulatedLog
 from tests.simulation.seeds import BLOCKS, check

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from headrace.plan import stages
 from headrace.streams import aggregations as agg
 from headrace.streams.batch import Record
 from headrace.streams.event import Event
@@ -21,6 +20,7 @@ from headrace.streams.log import Partition
 from headrace.streams.windows import last_n, session, sliding, tumbling
 
 from headrace.app import App
+from headrace.plan import stages
 from tests.simulation.fleet import Chaos, Fleet
 from tests.simulation.log import SimulatedLog
 from tests.simulation.seeds import BLOCKS, check
@@ -262,11 +262,11 @@ def wrong(fleet: Fleet) -> list[str]:
                 main, _, kind = topic.rpartition(".")
                 if kind in ("rejected", "late"):
                     got = [r.value for r in fleet.log.committed_records(topic, number)]
-                    wanted = (told.rejected if kind == "rejected" else told.late)[main]
-                    found += [f"{topic}: {got}, not {wanted}"] if got != wanted else []
+                    refused = (told.rejected if kind == "rejected" else told.late)[main]
+                    found += [f"{topic}: {got}, not {refused}"] if got != refused else []
             for name in [t.partition(".")[2] for t in stage.outputs if t.startswith("features.")]:
                 got_rows = [plain(row) for row in values(fleet.log, f"features.{name}", number)]
-                found += differences(f"features.{name}-{number}", got_rows, WANTED[name](told, number))
+                found += differences(f"features.{name}-{number}", got_rows, wanted(name, told, number))
             source = from_source(fleet, stage, number)
             found += other_bytes(fleet.log, stage.outputs, number, source)
             found += unequal(fleet, (stage.name, number), source, probe(number))
@@ -311,8 +311,8 @@ def as_of(told: Merged, number: int) -> list[dict[str, Any]]:
 
 def pairs(told: Merged, number: int) -> list[dict[str, Any]]:
     events = [(t, None if row.get("s") is None else (row["who"], row["s"]), at, row) for t, _, at, row in told.events]
-    wanted = {"n": Fold("count", "trades"), "most": sliding_fold("max", "trades", "n")}
-    found = as_of_each(events, "trades", wanted)
+    both = {"n": Fold("count", "trades"), "most": sliding_fold("max", "trades", "n")}
+    found = as_of_each(events, "trades", both)
     kinds = [row["s"] for topic, _, _, row in told.events if topic == "trades"]
     return [{**one, "s": s, **v} for one, s, v in zip(head(told, number), kinds, found, strict=True)]
 
@@ -379,7 +379,7 @@ def folded(rows: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lately(told: Merged) -> list[dict[str, Any]]:
+def lately(told: Merged, number: int) -> list[dict[str, Any]]:
     mine: dict[str, list[dict[str, Any]]] = {}
     found = []
     for topic, _, at, row in told.events:
@@ -396,13 +396,11 @@ def lately(told: Merged) -> list[dict[str, Any]]:
     return found
 
 
-WANTED = {
-    "AsOf": as_of,
-    "Pair": pairs,
-    "Joined": joined,
-    "Lately": lambda told, number: lately(told),
-    **{name: (lambda told, number, name=name: windowed(name, told)) for name in SPANS},
-}
+def wanted(name: str, told: Merged, number: int) -> list[dict[str, Any]]:
+    """The records of a feature set."""
+    if name in SPANS:
+        return windowed(name, told)
+    return {"AsOf": as_of, "Pair": pairs, "Joined": joined, "Lately": lately}[name](told, number)
 
 
 def differences(topic: str, got: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> list[str]:
