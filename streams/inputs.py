@@ -25,9 +25,6 @@ MAX_BUFFERED_BYTES = 64_000_000
 
 _NO_TIMES = np.zeros(0, np.int64)
 
-NEVER = -(2**62)
-"""The event time before anything was seen."""
-
 
 @dataclass(slots=True, frozen=True)
 class Source:

@@ -46,5 +46,5 @@ class Asks:
     [("text", "format"), ([], "append"), (river_drift.PageHinkley(), "__class__"), (river_drift.PageHinkley(), "mode")],
 )
 def test_a_stored_model_may_name_methods_of_detectors_and_of_nothing_else(owner: object, name: str) -> None:
-    with pytest.raises(ArtifactError, match="no method of river's"):
+    with pytest.raises(ArtifactError, match="not read"):
         artifacts.load(pickle.dumps(Asks(owner, name)))
