@@ -47,7 +47,7 @@ test-stack: .venv/test
 	$(BIN)/python -m pytest -m stack
 
 sim: .venv/test
-	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation
+	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout 0
 
 kill-test: .venv/test
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m "not stack" tests/kill --timeout 3600

@@ -137,7 +137,7 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
 
 
 def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
-    """The stages of an application, upstream first; `now`: seconds since 1970.
+    """The stages of an application, upstream first. now: seconds since 1970, by which latencies are told.
 
     Raises DeclarationError where they cannot be laid out.
     """
@@ -145,10 +145,12 @@ def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
     known = {e.contract.topic: e for e in events(app)}
     mains = dict.fromkeys([m.on.contract.topic for m in models] + [declaration(s).of.name for s in sets])
     made = []
+    # Of a topic that several stages read, one publishes what is refused: its own, else the first that reads it.
+    refused_by = {main: main for main in mains}
     for main in mains:
         here = [s for s in sets if declaration(s).of.name == main]
         scored = [m for m in models if m.on.contract.topic == main]
-        made.append(_event_stage(app, known, main, here, scored, now))
+        made.append(_event_stage(app, known, main, here, scored, refused_by, now))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
     return tuple(made)
 
@@ -159,6 +161,7 @@ def _event_stage(
     main: str,
     sets: list[type[Features]],
     models: list[Model],
+    refused_by: dict[str, str],
     now: Callable[[], float],
 ) -> Stage:
     """Features, predictions and outcomes of one topic's events, in one task a partition."""
@@ -167,7 +170,8 @@ def _event_stage(
     inputs.update(dict.fromkeys(s.name for one in sets for s in sources(one) if s.name in known))
     if app.partitions > 1:
         _check_partitioning(known[main], sets, outcomes, app.partitions)
-    outputs = [f"{t}.{kind}" for t in inputs for kind in ("rejected", "late")]
+    refusing = [t for t in inputs if refused_by.setdefault(t, main) == main]
+    outputs = [f"{t}.{kind}" for t in refusing for kind in ("rejected", "late")]
     outputs += [f"features.{s.__name__}" for s in sets if declaration(s).publish and declaration(s).public]
     for model in models:
         outputs.append(f"predictions.{model.name}")
@@ -187,7 +191,7 @@ def _event_stage(
                 follows.append(Follow(Partition(REGISTRY, 0), scorer.follow))
             if any(w.moment == "prediction" for w in model.watch):
                 operators.append(DriftMonitor(model, "prediction"))
-        read = [Input(_source(known[t]), Partition(t, number)) for t in inputs]
+        read = [Input(_source(known[t], t in refusing), Partition(t, number)) for t in inputs]
         changelog = Partition(f"{group}.changelog", number)
         return Task(main, number, read, operators, store, changelog, _program(sets, outcomes, models)), follows
 
@@ -248,11 +252,17 @@ def _check_partitioning(
             )
 
 
-def _source(event: type[Event]) -> Source:
+def _source(event: type[Event], refusing: bool) -> Source:
     contract = event.contract
     topic = contract.topic
     return Source(
-        topic, codec(event), contract.out_of_orderness, contract.lateness, f"{topic}.rejected", f"{topic}.late"
+        topic,
+        codec(event),
+        contract.out_of_orderness,
+        contract.lateness,
+        f"{topic}.rejected",
+        f"{topic}.late",
+        refusing,
     )
 
 

@@ -23,12 +23,15 @@ MAX_BUFFERED_ROWS = 20_000
 MAX_BUFFERED_BYTES = 64_000_000
 """Bytes of their values: so many rows of the largest events would be 20 GB. What one fetch brings comes on top."""
 
+_NO_TIMES = np.zeros(0, np.int64)
+
 
 @dataclass(slots=True, frozen=True)
 class Source:
     """What a task reads: a topic by its codec, its time rules, and where refused rows go.
 
     rejected, late: topics, or empty where the source is one of our own, whose rows are never refused
+    refusing:       False where another task publishes what is refused of this topic; here it is left out
     """
 
     topic: str
@@ -37,6 +40,7 @@ class Source:
     lateness: int = 0
     rejected: str = ""
     late: str = ""
+    refusing: bool = True
 
 
 @dataclass(slots=True)
@@ -176,7 +180,10 @@ class Merge:
 
     def take(self, limit: int, idle: frozenset[int]) -> Taken:
         """The next rows in order, at most `limit`. idle: inputs that hold no others back."""
-        order, source, counts = self._order(self._safe(idle), limit)
+        safe = self._safe(idle)
+        if not any(safe):
+            return Taken(Batch(_NO_TIMES, _NO_TIMES, {}), [], 0)
+        order, source, counts = self._order(safe, limit)
         place = np.arange(len(order))
         watermark = np.maximum(np.maximum.accumulate(order) - self._slack, self.watermark)
         time = np.zeros(len(order), np.int64)
@@ -186,8 +193,7 @@ class Merge:
         for n, count in enumerate(counts):
             if count:
                 self._take_input(n, count, place[source == n], watermark, time, keep, streams, refused)
-        if len(order):
-            self.watermark = int(watermark[-1])
+        self.watermark = int(watermark[-1])
         return Taken(_compact(time, watermark, keep, streams), refused, len(order))
 
     def _order(self, safe: list[int], limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
@@ -224,7 +230,8 @@ class Merge:
             for i, error in chunk.decoded.refused:
                 if start <= i < end:
                     keep[at[i - start]] = False
-                    refused.append(_rejected(source, chunk.fetched, i, error))
+                    if source.refusing:
+                        refused.append(_rejected(source, chunk.fetched, i, error))
             first, last = np.searchsorted(chunk.decoded.rows, (start, end))
             rows = chunk.decoded.rows[first:last]
             here = chunk.decoded.time[first:last]
@@ -237,7 +244,8 @@ class Merge:
             on_time = here >= np.maximum(seen - source.out_of_orderness, watermark[spot]) - source.lateness
             for j in np.flatnonzero(~on_time).tolist():
                 keep[spot[j]] = False
-                refused.append(_late(source, chunk.fetched, int(rows[j])))
+                if source.refusing:
+                    refused.append(_late(source, chunk.fetched, int(rows[j])))
             parts.append((spot[on_time], chunk, first + np.flatnonzero(on_time), rows[on_time]))
         if any(len(part[0]) for part in parts):
             streams[source.topic] = _rows(self.inputs[n].partition, parts)

@@ -135,7 +135,11 @@ class _Reader:
             return []
         tps = [TopicPartition(*p) for p in partitions]
         try:
-            got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit * len(tps))
+            got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit)
+            # The bound is over all of them, and the first may have used it up.
+            for tp in tps if got else ():
+                if tp not in got:
+                    got |= await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
             return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"reading failed: {error}") from error
@@ -166,12 +170,15 @@ class _Writer:
     def __init__(self, producers: list[AIOKafkaProducer]) -> None:
         self._producers = producers
         self._turn = 0
+        self._fenced = False
 
     @property
     def _producer(self) -> AIOKafkaProducer:
         return self._producers[self._turn]
 
     async def begin(self) -> None:
+        if self._fenced:
+            raise Fenced("a newer owner of this task has taken over")
         self._turn ^= 1
         await self._ask(self._producer.begin_transaction())
 
@@ -205,9 +212,11 @@ class _Writer:
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
         taken = {TopicPartition(*p): offset for p, offset in offsets.items()}
         try:
-            await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
+            if taken:
+                await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
             await asyncio.wait_for(self._producer.commit_transaction(), ANSWER_WITHIN)
         except _FENCED as error:
+            self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
         except (KafkaError, OSError, TimeoutError) as error:
             raise TransactionUnknown(f"the outcome of a commit is unknown: {error}") from error
@@ -224,6 +233,7 @@ class _Writer:
         try:
             return await asyncio.wait_for(awaitable, ANSWER_WITHIN)  # type: ignore[arg-type]
         except _FENCED as error:
+            self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
         except (KafkaError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"writing failed: {error}") from error

@@ -677,6 +677,10 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
         state.counters[IGNORED] += 1
         return
     _touch(row, state)
+    if mode == VERSIONS:
+        # A version is one row: it replaces another of its time whole, with what is missing in it.
+        for c in range(len(plan.init)):
+            state.cells[row, c] = plan.init[c]
     for a in range(len(plan.spec)):
         op, column, cell = plan.spec[a, 0], plan.spec[a, 1], plan.spec[a, 2]
         value, fvalue = events.values[column, i], events.fvalues[column, i]

@@ -1,7 +1,7 @@
 """The log as the engine sees it: one small protocol that Kafka, the local broker and the simulator fulfil.
 
 Reading is of committed records only. Writing is in transactions that carry the consumed offsets. A conformance
-suite (tests/streams/log_contract.py) states what every implementation keeps.
+suite (tests/streams/test_log.py) states what every implementation keeps.
 """
 
 from __future__ import annotations

@@ -190,7 +190,8 @@ class Match:
         quantity = names.index(self._outcome.quantity) if self._outcome.quantity else None
         made = []
         for time, *values in zip(times, *columns, strict=True):
-            left = abs(values[quantity]) if quantity is not None else 1
+            # A float whatever the field is: a line has the same bytes before and after it was stored.
+            left = float(abs(values[quantity])) if quantity is not None else 1.0
             made.append(_Line(tuple(values[i] for i in at), time, left, False, values))
         return made
 

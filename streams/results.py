@@ -505,6 +505,8 @@ def _groups(taken: list[_Taken]) -> Iterable[tuple[int, int, Ints]]:
     at, slot, number = (
         np.concatenate([getattr(one, field) for one in taken]) for field in ("at", "slot", "number")
     )
+    if not len(at):
+        return
     order = np.lexsort((at, number, slot))
     at, slot, number = at[order], slot[order], number[order]
     begins = np.flatnonzero(np.append(True, (slot[1:] != slot[:-1]) | (number[1:] != number[:-1])))[: len(at)]

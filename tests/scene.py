@@ -52,13 +52,20 @@ def accepts(address: Address) -> bool:
 
 @contextlib.contextmanager
 def broker_process(folder: Path) -> Iterator[Address]:
+    with stoppable_broker(folder) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def stoppable_broker(folder: Path) -> Iterator[tuple[Address, subprocess.Popen[bytes]]]:
+    """A local broker and its process, which a test may stop for a while."""
     address = Address("127.0.0.1", free_port())
     command = [sys.executable, "-m", "headrace.streams.broker", "--data", str(folder), "--port", str(address.port)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
         eventually(lambda: process.poll() is None and accepts(address) and asyncio.run(answers(address)), 30)
-        yield address
+        yield address, process
     finally:
         process.terminate()
         process.wait(15)

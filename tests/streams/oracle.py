@@ -214,16 +214,27 @@ class Span:
 
 
 def window_rows(
-    events: list[tuple[Any, int, dict[str, Any]]], watermark: list[int], lateness: int, span: Span
+    events: list[tuple[Any, int, dict[str, Any]]],
+    watermark: list[int],
+    lateness: int | list[int],
+    span: Span,
+    early: int = 0,
 ) -> list[dict[str, Any]]:
-    """The rows that windows publish, one event (key, time, row) at a time. `rows`: what the window covers."""
+    """The rows that windows publish, one event (key, time, row) at a time. `rows`: what the window covers.
+
+    lateness: of all events, or of each. early: how often open windows that have changed are told, with `early`.
+    """
+    allowed = [lateness] * len(events) if isinstance(lateness, int) else lateness
     held: dict[Any, list[tuple[int, int, dict[str, Any]]]] = {}
     shown: dict[tuple[Any, int], tuple[int, list[int]]] = {}
     ends: dict[tuple[Any, int], int] = {}
+    due: dict[tuple[Any, int], int] = {}
     found: list[dict[str, Any]] = []
     for i, (key, time, row) in enumerate(events):
-        if key is not None and time >= watermark[i] - lateness:
+        if key is not None and time >= watermark[i] - allowed[i]:
             held.setdefault(key, []).append((i, time, row))
+            for start, _ in span.windows([time]) if early else ():
+                due.setdefault((key, start), (watermark[i] // early + 1) * early)
         now: dict[tuple[Any, int], int] = {}
         for one, mine in held.items():
             now |= {(one, start): end for start, end in span.windows([t for _, t, _ in mine])}
@@ -236,11 +247,15 @@ def window_rows(
             covered = [event for event in held[one] if span.inside(event[1], (start, end))]
             ids = [event[0] for event in covered]
             revision, before = shown.get((one, start), (0, []))
-            if end + span.gap <= watermark[i] and ids != before:
-                shown[one, start] = (revision + 1, ids)
-                found.append(
-                    {"key": one, "start": start, "end": end, "revision": revision,
-                     "rows": [(t, r) for _, t, r in covered]}
-                )  # fmt: skip
+            told = {"key": one, "start": start, "end": end, "revision": revision}
+            rows = [(t, r) for _, t, r in covered]
+            if end + span.gap <= watermark[i]:
+                due.pop((one, start), None)
+                if ids != before:
+                    shown[one, start] = (revision + 1, ids)
+                    found.append({**told, "rows": rows})
+            elif due.get((one, start), watermark[i] + 1) <= watermark[i]:
+                del due[one, start]
+                found.append({**told, "rows": rows, "early": True})
         ends = now
     return found

@@ -102,6 +102,11 @@ def test_a_late_version_takes_its_place_among_the_others() -> None:
     assert [row[3] for row in rows] == [3.0, 4.0, 1.0]
 
 
+def test_a_version_replaces_another_of_its_time_with_what_it_lacks() -> None:
+    rows = run([price(1, 1.0, "tin"), price(1, None, "gold"), order(2), price(1, 3.0, None), order(2)], [1, 3], True)
+    assert [row[2:4] for row in rows] == [("gold", None), (None, 3.0)]
+
+
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.data())
 def test_any_events_give_what_a_plain_search_gives(data: st.DataObject) -> None:

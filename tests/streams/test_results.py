@@ -239,6 +239,13 @@ def test_the_time_rule_of_tumbling_windows(events: list[Told], wanted: list[tupl
     ]
 
 
+@pytest.mark.parametrize("kind", list(WINDOWS))
+def test_a_batch_of_nothing_but_late_events_gives_nothing(kind: str) -> None:
+    out = Outputs()
+    operator(SETS[kind]).process(batch(STREAMS, [trade(0), trade(1)], [START + 100 * SECOND] * 2), out)
+    assert out == []
+
+
 def brief(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(r["start"][17:19], r["end"][17:19], r["revision"], r.get("count", "retracted")) for r in rows]
 
