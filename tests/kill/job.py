@@ -33,6 +33,8 @@ ORDERS, RETURNS = Partition("orders", 0), Partition("returns", 0)
 PREDICTIONS, OUTCOMES = Partition("predictions.returns", 0), Partition("outcomes.returns", 0)
 AT_ONCE = 2_000
 """Lines published together."""
+BACK_WITHIN = 90.0
+"""Seconds for a killed process to be started again: its supervisor's bounds, on a machine that does more than this."""
 
 
 def lines(share: int) -> list[tuple[str, Row]]:
@@ -123,9 +125,8 @@ class Job:
 
         A child is started again by its stack; where it died too often for that, the whole stack is, as a user would.
         """
-        self.keep_up()
+        children = self._alive(what)
         assert self._process is not None
-        children = self._children()
         if what == "stack":
             self._process.kill()
             self._process.wait()
@@ -134,6 +135,17 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
         if what == "stack":
             self.start()
+
+    def _alive(self, what: str) -> dict[str, int]:
+        """The stack's processes, once the one asked for is there: it may be on its way back from the last kill."""
+        until = time.monotonic() + BACK_WITHIN
+        while True:
+            self.keep_up()
+            children = self._children()
+            if what in ("stack", *children):
+                return children
+            assert time.monotonic() < until, f"the {what} is not back within {BACK_WITHIN:.0f} s:\n{self.log()}"
+            time.sleep(0.02)
 
     def _children(self) -> dict[str, int]:
         """The stack's processes by name, also while others still start."""

@@ -87,9 +87,20 @@ def test_a_job_that_is_killed_again_and_again_gives_what_an_undisturbed_one_give
         verified = job.verify()
         assert verified.returncode == 0, verified.stdout + verified.stderr
         print(verified.stdout)
-        import collections; print(collections.Counter(p.version for p in made))
 
 
 def known(job: Job) -> list[Outcome]:
     settled = [msgspec.json.decode(value or b"", type=Settled) for _, value in job.read("outcomes.returns")]
     return [Outcome(int(s.id.rpartition("-")[2]), s.outcome, s.known) for s in settled]
+
+
+def test_the_check_finds_what_an_engine_without_transactions_does_twice_and_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "returns"
+    publish(data, lines(16))
+    with Job(data, "tests.kill.careless") as job:
+        job.settle(WITHIN)
+        verified = job.verify()
+    assert verified.returncode == 1
+    print(verified.stdout, verified.stderr)
