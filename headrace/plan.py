@@ -55,6 +55,11 @@ class Stage:
     def changelog(self) -> str:
         return f"{self.group}.changelog"
 
+    @property
+    def hurries(self) -> str | None:
+        """Where its tasks tell of batches that did not wait; one input waits for no other."""
+        return f"{self.group}.hurries" if len(self.inputs) > 1 else None
+
 
 def feature_sets(app: App) -> list[type[Features]]:
     """Every feature set once, each after the sets it refers to."""
@@ -189,7 +194,9 @@ def _event_stage(
                 operators.append(DriftMonitor(model, "prediction"))
         read = [Input(_source(known[t]), Partition(t, number)) for t in inputs]
         changelog = Partition(f"{group}.changelog", number)
-        return Task(main, number, read, operators, store, changelog, _program(sets, outcomes, models)), follows
+        hurries = Partition(f"{group}.hurries", number) if len(read) > 1 else None
+        program = _program(sets, outcomes, models)
+        return Task(main, number, read, operators, store, changelog, program, hurries), follows
 
     return Stage(main, group, app.partitions, tuple(inputs), tuple(outputs), build)
 
@@ -293,6 +300,8 @@ def topics(app: App) -> tuple[Topic, ...]:
                 add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, large))
     for stage in laid:
         add(Topic(stage.changelog, "changelog", stage.partitions, None, COMPACTED))
+        if stage.hurries:
+            add(Topic(stage.hurries, "changelog", stage.partitions, None, FOREVER))
     return tuple(found.values())
 
 

@@ -1,7 +1,8 @@
 """An engine with its transactions switched off, and `headrace` that runs it.
 
-It writes as an engine at-least-once would: outputs, then state and offsets, each on its own. It kills itself twice
-between the two: once with the outputs written first, once last. Whoever checks must find what was done twice and what was lost.
+It writes outputs and state (with the offsets) each on its own. It kills itself twice between the two: once with the
+outputs written first, as an engine does that promises at least once, and once with the state first. Whoever checks must
+find what was done twice and what was lost.
 """
 
 from __future__ import annotations

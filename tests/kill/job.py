@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -207,7 +207,8 @@ class Job:
         finally:
             await log.close()
         # The last record of a transaction has its marker behind it.
-        return taken == {p: ends[p] for p in taken} and len(taken) == 2 and learnt.get(OUTCOMES, 0) >= ends[OUTCOMES] - 1
+        all_learnt = learnt.get(OUTCOMES, 0) >= ends[OUTCOMES] - 1
+        return all_learnt and taken == {p: ends[p] for p in (ORDERS, RETURNS)}
 
     def read(self, topic: str) -> list[tuple[bytes | None, bytes | None]]:
         """Every committed record of a topic's only partition: key and value."""

@@ -1,7 +1,7 @@
 """kill -9 in the middle of the main job: afterwards everything is as if nothing had happened.
 
-`make kill-test KILLS=20` kills worker, broker and stack 20 times each over the whole sample; SEED=... repeats the moments
-of an earlier run, as far as the machine does.
+`make kill-test KILLS=20` kills worker, broker and stack 20 times each over the whole sample; SEED=... draws the moments
+of an earlier run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHIN = 900.0 if KILLS else 60.0
 """Seconds for the job to get on to its next kill, or to its end."""
 
 JITTER = 0.1
-"""Seconds, at most, that a kill comes later than the job has got as far as it should: within a cycle, at no fixed step."""
+"""Seconds, at most, by which a kill comes later than planned: at no fixed step of a cycle."""
 
 
 @pytest.fixture(scope="module", autouse=True)
