@@ -34,8 +34,8 @@ from headrace.streams.store import MemoryStore
 from headrace.streams.task import Hurry, Task
 
 FETCH_ROWS = 2_000
-MAX_SHOWN = 5
-"""Differences told of one comparison; the count says how many there are."""
+MAX_SHOWN = 3
+"""Differences told of one kind; the count says how many there are."""
 
 LOOK_AHEAD = 5_000
 """Published records among which an expected one is looked for, and remembered to tell what was published twice: more
@@ -47,17 +47,21 @@ KEPT_VERSIONS = 3
 
 @dataclass(slots=True)
 class Comparison:
-    """What one comparison found."""
+    """What one comparison found: how many records it compared, how many differ in which way, and examples of each."""
 
     what: str
     compared: int = 0
-    different: int = 0
+    ways: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def differ(self, example: str) -> None:
-        self.different += 1
-        if len(self.examples) < MAX_SHOWN:
-            self.examples.append(example)
+    @property
+    def different(self) -> int:
+        return self.ways.total()
+
+    def differ(self, way: str, example: str) -> None:
+        self.ways[way] += 1
+        if self.ways[way] <= MAX_SHOWN:
+            self.examples.append(f"{way}: {example}")
 
 
 async def records(log: Log, partition: Partition, end: int | None = None) -> AsyncIterator[Fetched]:
@@ -214,7 +218,7 @@ async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> 
         await published.rest()
         if topic.startswith("predictions.") and published.expected != events - refused:
             valid = events - refused
-            published.check.differ(f"{stage.name} has {valid:,} valid events, and {published.expected:,} are predicted")
+            published.check.differ("not counted", f"{valid:,} valid events, and {published.expected:,} predictions of them")
     return [published.check for published in compared.values()]
 
 
@@ -240,11 +244,11 @@ async def _learning(log: Log, stage: plan.Stage, model: Model, extent: _Extent, 
                 if offset < extent.sure[registry] or published.version in made:
                     _same_version(check, published, made)
                 if published.version in seen:
-                    check.differ(f"{published.version} is on the registry twice")
+                    check.differ("published twice", published.version)
                 seen.add(published.version)
     # Compaction leaves the newest version at least.
     if newest is not None and newest not in seen:
-        check.differ(f"{newest} was learnt, and is not on the registry")
+        check.differ("lost", f"{newest} was learnt, and is not on the registry")
     return [metrics.check, check]
 
 
@@ -252,20 +256,20 @@ def _same_version(check: Comparison, published: versions.Version, made: _Version
     check.compared += 1
     again = made.get(published.version)
     if again is None:
-        check.differ(f"{published.version} is on the registry, and learning again makes no such version")
+        check.differ("published, and not recomputed", published.version)
         return
     for name in ("fingerprint", "offset", "at", "learnt", "positives", "rate"):
         was, now = getattr(published, name), getattr(again, name)
         if was != now:
-            check.differ(f"{published.version} has {name} {was}; learnt again it has {now}")
+            check.differ("changed", f"{published.version} has {name} {was}; learnt again it has {now}")
             return
     try:
         holds = artifacts.fingerprint(versions.load(published).estimator)
     except ArtifactError as error:
-        check.differ(f"{published.version}: {error}")
+        check.differ("unreadable", f"{published.version}: {error}")
     else:
         if holds != published.fingerprint:
-            check.differ(f"{published.version} says that its model is {published.fingerprint}, and holds {holds}")
+            check.differ("changed", f"{published.version} says it is {published.fingerprint}, and holds {holds}")
 
 
 class _Scored(msgspec.Struct):
@@ -290,13 +294,14 @@ async def _scores(log: Log, model: Model, partition: Partition, end: int, made: 
             check.compared += 1
             version = first if said.version == first.name else _load(loaded, made, said.version)
             if version is None:
-                check.differ(f"{said.id} names {said.version}, which was never learnt")
+                check.differ("no such version", f"{said.id} names {said.version}, which was never learnt")
                 continue
             again = score(version, said.features, prior)
             if again != said.score:
-                check.differ(f"{said.id} was scored {said.score}; {said.version} scores it {again}")
+                check.differ("scored otherwise", f"{said.id} was scored {said.score}; {said.version} gives {again}")
             elif said.baselines["base"] != version.rate:
-                check.differ(f"{said.id} has base rate {said.baselines['base']}; {said.version} has {version.rate}")
+                base = said.baselines["base"]
+                check.differ("scored otherwise", f"{said.id} has base rate {base}; {said.version} has {version.rate}")
 
 
 def _load(loaded: dict[str, versions.Loaded], made: _Versions, name: str) -> versions.Loaded | None:
@@ -375,13 +380,13 @@ class _Published:
         if not self._ahead or self._ahead[0].about != about:
             await self._fill(LOOK_AHEAD)
             if not self._about[about]:
-                self.check.differ(f"lost: {_short(record.value)}")
+                self.check.differ("lost", _short(record.value))
                 return
             while self._ahead[0].about != about:
                 self._extra(self._next())
         published = self._next()
         if published.lasting != lasting:
-            self.check.differ(f"published {_short(published.value)}, recomputed {_short(record.value)}")
+            self.check.differ("changed", f"published {_short(published.value)}, recomputed {_short(record.value)}")
         self._lately[about] = None
         if len(self._lately) > LOOK_AHEAD:
             del self._lately[next(iter(self._lately))]
@@ -395,8 +400,8 @@ class _Published:
 
     def _extra(self, published: _Entry) -> None:
         self.check.compared += 1
-        why = "published twice" if published.about in self._lately else "published, and not recomputed"
-        self.check.differ(f"{why}: {_short(published.value)}")
+        twice = published.about in self._lately
+        self.check.differ("published twice" if twice else "published, and not recomputed", _short(published.value))
 
     def _next(self) -> _Entry:
         entry = self._ahead.popleft()
@@ -446,7 +451,8 @@ def _short(value: bytes | None) -> str:
 def tell(found: Sequence[Comparison], say: Callable[[str], None]) -> None:
     """Print each comparison. Raises VerifyError where anything differs."""
     for check in found:
-        verdict = "equal" if not check.different else f"{check.different:,} DIFFER"
+        ways = ", ".join(f"{count:,} {way}" for way, count in check.ways.items())
+        verdict = f"{check.different:,} DIFFER: {ways}" if check.different else "equal"
         say(f"{check.what:<32} {check.compared:>10,} compared   {verdict}")
         for example in check.examples:
             say(f"    {example}")

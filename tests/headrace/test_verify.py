@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -83,8 +84,16 @@ def record(topic: str, number: int, quantity: object, at: datetime) -> Record:
 
 
 @pytest.fixture
-def settled() -> tuple[World, SimulatedLog]:
-    """A log on which the program has run while events came, to its end."""
+def settled(finished: SimulatedLog) -> tuple[World, SimulatedLog]:
+    """A log of the test's own on which the program has run to its end."""
+    world = World(8)
+    world.time = finished.world.time
+    return world, SimulatedLog(world, partitions=copy.deepcopy(finished.partitions), groups=dict(finished.groups))
+
+
+@pytest.fixture(scope="module")
+def finished() -> SimulatedLog:
+    """The program runs while events come, to its end."""
     world = World(7)
     log = SimulatedLog(world)
     made = [(s.build(n, MemoryStore()), s.group) for s in plan.stages(app) for n in range(s.partitions)]
@@ -99,7 +108,7 @@ def settled() -> tuple[World, SimulatedLog]:
     world.spawn("publisher", publish(world, log))
     world.spawn("end", end())
     world.run()
-    return world, log
+    return log
 
 
 def verified(world: World, log: SimulatedLog) -> dict[str, Comparison]:
@@ -238,24 +247,24 @@ def double_a_metric(log: SimulatedLog) -> None:
 
 
 PLANTED: list[tuple[Callable[[SimulatedLog], None], str, int, str]] = [
-    (change_a_feature, "features.Customer", 1, r"published .*\"lines\":99.0.* recomputed "),
-    (change_a_feature_of_a_prediction, "predictions.returns", 1, r"published .*\"lines\":2.0"),
+    (change_a_feature, "features.Customer", 1, r"^changed: published .*\"lines\":99.0.* recomputed "),
+    (change_a_feature_of_a_prediction, "predictions.returns", 1, r"^changed: published .*\"lines\":2.0"),
     (lose_a_prediction, "predictions.returns 1", 1, "^lost: "),
     (lose_the_last_prediction, "predictions.returns 1", 1, "^lost: "),
     (lose_many, "features.Customer", 40, "^lost: "),
     (double_a_prediction, "predictions.returns", 1, "^published twice: "),
     (exchange_two_predictions, "predictions.returns", 2, "^published, and not recomputed|^lost"),
     (invent_a_prediction, "predictions.returns", 1, r"^published, and not recomputed: .*orders-0-9999"),
-    (change_a_score, "scores on predictions.returns", 1, "was scored 0.5; returns@.* scores it 0"),
+    (change_a_score, "scores on predictions.returns", 1, "was scored 0.5; returns@.* gives 0"),
     (name_another_version, "scores on predictions.returns", 1, "was scored "),
     (name_a_version_that_never_was, "scores on predictions.returns", 1, "names returns@7777, which was never learnt"),
-    (turn_an_outcome, "outcomes.returns", 1, "^published "),
-    (know_an_outcome_earlier, "outcomes.returns", 1, "^published "),
+    (turn_an_outcome, "outcomes.returns", 1, "^changed: published "),
+    (know_an_outcome_earlier, "outcomes.returns", 1, "^changed: published "),
     (change_the_score_of_an_outcome, "scores on outcomes.returns", 1, "was scored 0.5"),
     (lose_a_rejected_event, "orders.rejected", 1, "^lost: .*many"),
-    (move_a_record_to_another_key, "features.Customer", 1, "^published "),
+    (move_a_record_to_another_key, "features.Customer", 1, "^changed: published "),
     (change_what_a_version_says_it_learnt, "versions of returns", 1, r"has learnt \d+; learnt again it has \d+"),
-    (change_the_model_of_a_version, "versions of returns", 1, "says that its model is .*, and holds "),
+    (change_the_model_of_a_version, "versions of returns", 1, "says it is .*, and holds "),
     (lose_the_newest_version, "versions of returns", 1, "was learnt, and is not on the registry"),
     (double_a_metric, "metrics.returns", 1, "^published twice: "),
 ]

@@ -7,11 +7,13 @@ find what was done twice and what was lost.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from headrace.streams.batch import Record
@@ -52,18 +54,18 @@ class CarelessWriter:
         outputs = [r for r in records if not r.topic.endswith(".changelog")]
         state = [r for r in records if r.topic.endswith(".changelog")]
         dies = self._suicidal and deaths < 2 and self._batches > ALIVE
-        ends: dict[Partition, int] = {}
+        sent: dict[Partition, asyncio.Future[Any]] = {}  # aiokafka is untyped
         for part in (outputs, state) if deaths == 0 else (state, outputs):
             for r in part:
                 number = home if r.partition is None else r.partition
-                sent = await self._producer.send(r.topic, r.value, r.key, number, r.timestamp, list(r.headers))
-                ends[Partition(r.topic, number)] = sent  # the last one's future
+                sending = self._producer.send(r.topic, r.value, r.key, number, r.timestamp, list(r.headers))
+                sent[Partition(r.topic, number)] = await sending
             await self._producer.flush()
             if dies:
                 with DEATHS.open("ab") as file:
                     file.write(b"x")
                 os.kill(os.getpid(), signal.SIGKILL)
-        return {p: (await f).offset + 1 for p, f in ends.items()}  # type: ignore[attr-defined]
+        return {p: (await last).offset + 1 for p, last in sent.items()}
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
         consumer = AIOKafkaConsumer(bootstrap_servers=self._address, group_id=group, enable_auto_commit=False)
@@ -81,7 +83,7 @@ class CarelessWriter:
 
 if __name__ == "__main__":
     if "--parent-fd" in sys.argv:
-        worker.KafkaLog = CarelessLog  # type: ignore[misc]
+        worker.KafkaLog = CarelessLog  # type: ignore[attr-defined]
         sys.exit(worker.main())
     Stack.worker_module = "tests.kill.careless"
     main()

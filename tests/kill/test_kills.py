@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -94,13 +95,16 @@ def known(job: Job) -> list[Outcome]:
     return [Outcome(int(s.id.rpartition("-")[2]), s.outcome, s.known) for s in settled]
 
 
-def test_the_check_finds_what_an_engine_without_transactions_does_twice_and_loses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_finds_what_an_engine_without_transactions_does_twice_and_loses(tmp_path: Path) -> None:
     data = tmp_path / "returns"
     publish(data, lines(16))
     with Job(data, "tests.kill.careless") as job:
         job.settle(WITHIN)
         verified = job.verify()
     assert verified.returncode == 1
-    print(verified.stdout, verified.stderr)
+    assert "records differ from what their sources give" in verified.stderr
+    for topic in ("features.Item", "predictions.returns"):
+        [told] = re.findall(rf"^{topic} .*\n(?:    .*\n)*", verified.stdout, re.MULTILINE)
+        assert "DIFFER" in told
+        assert "published twice: " in told
+    assert "lost: " in verified.stdout
