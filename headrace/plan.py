@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 FOREVER = {"retention.ms": "-1"}
 """Source and derived topics keep everything: a model is recomputed from them, and old event times must not expire."""
 
-COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": str(96 << 20)}
+LARGEST = str(96 << 20)
+"""Bytes of a record, just below what a broker reads at once (100 MiB). A rejected value is carried as it was, with its
+reason, and may have been compressed when it came; a learner's state is as large as the model."""
+
+COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": LARGEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +301,8 @@ def topics(app: App) -> tuple[Topic, ...]:
             elif kind is not None:
                 add(Topic(name, cast(Kind, kind), 1, None, FOREVER))
             else:
-                add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, large))
+                kept = {**FOREVER, "max.message.bytes": LARGEST}
+                add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, kept))
     for stage in laid:
         add(Topic(stage.changelog, "changelog", stage.partitions, None, COMPACTED))
         if stage.hurries:

@@ -218,7 +218,8 @@ async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> 
         await published.rest()
         if topic.startswith("predictions.") and published.expected != events - refused:
             valid = events - refused
-            published.check.differ("not counted", f"{valid:,} valid events, and {published.expected:,} predictions of them")
+            count = published.expected
+            published.check.differ("not counted", f"{valid:,} valid events, and {count:,} predictions of them")
     return [published.check for published in compared.values()]
 
 

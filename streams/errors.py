@@ -41,6 +41,10 @@ class LogUnavailable(StreamsError):
     """The log did not answer within its bound. It is safe to try again."""
 
 
+class RecordTooLarge(StreamsError):
+    """The log takes no record of this size, however often it is asked. Raise the topic's `max.message.bytes`."""
+
+
 class Fenced(StreamsError):
     """A newer owner of this task has taken over. This one must stop; nothing of it will be committed."""
 

@@ -74,9 +74,8 @@ def values(event: type[Event]) -> st.SearchStrategy[bytes | None]:
     at = st.integers(0, len(whole) - 1)
     spoilt = st.tuples(at, at, st.binary(max_size=3)).map(lambda s: whole[: s[0]] + s[2] + whole[s[1] :])
     surrogate = st.just(json.dumps(good).encode().replace(b"anna", rb"\ud800"))
-    return st.one_of(
-        st.just(whole), replaced, spoilt, ANYTHING.map(lambda v: written(event, v)), st.binary(max_size=40), st.none(), surrogate
-    )
+    other = ANYTHING.map(lambda value: written(event, value))
+    return st.one_of(st.just(whole), replaced, spoilt, other, st.binary(max_size=40), st.none(), surrogate)
 
 
 KEYS = st.one_of(st.none(), st.sampled_from([b"anna", b"7", b"", b"\xff\xfe"]), st.binary(max_size=4))
