@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from headrace.streams.batch import NEVER, Change, Operator, Outputs, Record
-from headrace.streams.errors import StateError
+from headrace.streams.batch import NEVER, Batch, Change, Operator, Outputs, Record
+from headrace.streams.errors import HeadraceError, OperatorError, StateError
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import Store
@@ -149,7 +149,7 @@ class Task:
             hurry = Hurry(before, [i.offset for i in self.inputs])
             records.append(Record(self.hurries.topic, None, msgspec.json.encode(hurry), self.hurries.number))
         for operator in self.operators:
-            operator.process(taken.batch, records)
+            self._process(operator, taken.batch, records)
         changes: list[Change] = []
         for operator in self.operators:
             prefix = operator.name.encode() + b"\x00"
@@ -157,6 +157,18 @@ class Task:
         mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
         changes.append((_MARK, msgspec.json.encode(mark)))
         return Work(records, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
+
+    def _process(self, operator: Operator, batch: Batch, records: Outputs) -> None:
+        events = [f"{r.event_id(0)} to {r.offset[-1]}" for r in batch.streams.values() if len(r.offset)]
+        try:
+            operator.process(batch, records)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise OperatorError(
+                f"{operator.name} of task {self.name} failed on one of the events {', '.join(events)}: "
+                f"{type(error).__name__}: {error}. Mend the program, then start again: it goes on at these events"
+            ) from error
 
     def logged(self, changes: Iterable[Change]) -> list[Record]:
         """Step 3: the changelog records of touched rows."""
