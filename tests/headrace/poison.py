@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +27,7 @@ class Customer(hr.Features, of=Order, by="customer"):
 
 
 class Delicate(linear_model.LogisticRegression):
-    def learn_one(self, x: dict[Any, Any], y: bool, w: float = 1.0) -> None:
+    def learn_one(self, x: dict[Hashable, Any], y: bool | str | int, w: float = 1.0) -> None:
         if x["quantity"] == 13:
             raise ZeroDivisionError("unlucky")
         super().learn_one(x, y, w)

@@ -222,8 +222,10 @@ class Job:
         return [pair for f in asyncio.run(main(self._log())) for pair in zip(f.keys, f.values, strict=True)]
 
     def verify(self) -> subprocess.CompletedProcess[str]:
-        """`headrace verify`, from another process."""
-        command = [sys.executable, "-m", "headrace.command", "verify", str(PROGRAM), "--broker", str(self.broker)]
+        """`headrace verify`, from another process, while the stack is up and after it went down."""
+        assert self._process is not None
+        where = ["--broker", str(self.broker)] if self._process.poll() is None else ["--data", str(self.data)]
+        command = [sys.executable, "-m", "headrace.command", "verify", str(PROGRAM), *where]
         return subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
 
     def _log(self) -> KafkaLog:

@@ -100,7 +100,7 @@ def test_the_check_finds_what_an_engine_without_transactions_does_twice_and_lose
     publish(data, lines(16))
     with Job(data, "tests.kill.careless") as job:
         job.settle(WITHIN)
-        verified = job.verify()
+    verified = job.verify()
     assert verified.returncode == 1
     assert "records differ from what their sources give" in verified.stderr
     for topic in ("features.Item", "predictions.returns"):
