@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 FOREVER = {"retention.ms": "-1"}
 """Source and derived topics keep everything: a model is recomputed from them, and old event times must not expire."""
 
-COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": str(96 << 20)}
+LARGEST = str(96 << 20)
+"""Bytes of a record, just below what a broker reads at once (100 MiB). A rejected value is carried as it was, with its
+reason, and may have been compressed when it came; a learner's state is as large as the model."""
+
+COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": LARGEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ class Stage:
     @property
     def changelog(self) -> str:
         return f"{self.group}.changelog"
+
+    @property
+    def hurries(self) -> str | None:
+        """Where its tasks tell of batches that did not wait; one input waits for no other."""
+        return f"{self.group}.hurries" if len(self.inputs) > 1 else None
 
 
 def feature_sets(app: App) -> list[type[Features]]:
@@ -193,7 +202,9 @@ def _event_stage(
                 operators.append(DriftMonitor(model, "prediction"))
         read = [Input(_source(known[t], t in refusing), Partition(t, number)) for t in inputs]
         changelog = Partition(f"{group}.changelog", number)
-        return Task(main, number, read, operators, store, changelog, _program(sets, outcomes, models)), follows
+        hurries = Partition(f"{group}.hurries", number) if len(read) > 1 else None
+        program = _program(sets, outcomes, models)
+        return Task(main, number, read, operators, store, changelog, program, hurries), follows
 
     return Stage(main, group, app.partitions, tuple(inputs), tuple(outputs), build)
 
@@ -300,9 +311,12 @@ def topics(app: App) -> tuple[Topic, ...]:
             elif kind is not None:
                 add(Topic(name, cast(Kind, kind), 1, None, FOREVER))
             else:
-                add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, large))
+                kept = {**FOREVER, "max.message.bytes": LARGEST}
+                add(Topic(name, "rejected" if name.endswith(".rejected") else "late", app.partitions, None, kept))
     for stage in laid:
         add(Topic(stage.changelog, "changelog", stage.partitions, None, COMPACTED))
+        if stage.hurries:
+            add(Topic(stage.hurries, "changelog", stage.partitions, None, FOREVER))
     return tuple(found.values())
 
 

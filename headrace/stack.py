@@ -8,7 +8,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +139,7 @@ class Stack:
             self._broker = Address(
                 "127.0.0.1", choose_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port")
             )
-            await self._supervisor.start(self._measured(self._broker_child()))
+            await self._supervisor.start(self._measured(_broker_child(self.data, self.broker)))
         await ensure_topics(self._broker, self.app.topics())
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
         await self._supervisor.start(self._measured(self._worker_child()))
@@ -148,11 +148,6 @@ class Stack:
         self._gateway = f"http://{_reachable(self._host)}:{port}"
         await self._supervisor.start(self._gateway_child(port))
         self._write()
-
-    def _broker_child(self) -> Child:
-        data, port = str(self.data / "broker"), str(self.broker.port)
-        # Ready by its own word: on a port lost to another stack's broker, that one would answer in its stead.
-        return Child("broker", ["-m", "headrace.streams.broker", "--data", data, "--port", port], BROKER_READY)
 
     def _worker_child(self) -> Child:
         argv = ["-m", self.worker_module, self.program, "--broker", self.broker.bootstrap, "--data", str(self.data)]
@@ -203,6 +198,26 @@ class Stack:
             metrics={**self._metrics, "gateway": f"{self._gateway}/metrics"},
         )
         running.write(found, self.data / "stack.json", running.home() / "current.json")
+
+
+@contextlib.asynccontextmanager
+async def broker_alone(data: Path) -> AsyncIterator[Address]:
+    """The broker of a stack that is down, without its worker and gateway. Raises StackError where the stack is up."""
+    lock = await _lock(data)
+    supervisor = Supervisor(data / "logs", shared=[lock])
+    address = Address("127.0.0.1", choose_port("127.0.0.1", None, BROKER_PORT, "--broker-port"))
+    try:
+        await supervisor.start(_broker_child(data, address))
+        yield address
+    finally:
+        await supervisor.stop()
+        os.close(lock)
+
+
+def _broker_child(data: Path, broker: Address) -> Child:
+    argv = ["-m", "headrace.streams.broker", "--data", str(data / "broker"), "--port", str(broker.port)]
+    # Ready by its own word: on a port lost to another stack's broker, that one would answer in its stead.
+    return Child("broker", argv, BROKER_READY)
 
 
 def choose_port(host: str, wanted: int | None, usual: int, option: str) -> int:

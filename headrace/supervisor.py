@@ -18,6 +18,9 @@ from headrace.errors import StackError
 
 RESTARTS_PER_MINUTE = 5
 """A child that dies more often than this does not die by accident; starting it again would hide why."""
+FINAL = 78
+"""The exit status of a child that would fail in the same way again; sysexits.h calls it EX_CONFIG. Starting it again
+would only bury what it said."""
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 """Seconds before a child is started again: doubled each time, so that what it waits for may come back."""
@@ -133,6 +136,8 @@ class Supervisor:
     async def _again(self, process: _Process, how: str, restarts: Restarts) -> None:
         name = process.child.name
         while True:
+            if process.status == FINAL:
+                raise StackError(f"the {name} cannot go on; its log is {process.log}:\n{process.last_lines()}")
             pause = restarts.pause(time.monotonic())
             if pause is None:
                 raise StackError(
@@ -171,6 +176,10 @@ class _Process:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode if self._process is not None else None
 
     async def start(self) -> None:
         self._ready.clear()

@@ -1,38 +1,45 @@
 """`headrace verify`: recompute everything from the source topics and compare it with what was published.
 
 Four things, whatever died in between: every feature from the events; every outcome from the events; every model
-version from the outcomes before its offset; every prediction from its features and the version it names.
+version from the outcomes before its offset; every prediction from its features and the version it names. It
+compares what had been taken when it began, so events may go on meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import contextlib
+import tempfile
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import typer
 
 from headrace import plan, program
 from headrace.app import App
-from headrace.errors import VerifyError
-from headrace.models import versions
-from headrace.models.learner import Learner
-from headrace.models.maturity import Mature
+from headrace.errors import NoBroker, VerifyError
+from headrace.models import artifacts, versions
+from headrace.models.errors import ArtifactError
 from headrace.models.model import Model
 from headrace.serving.scorer import score
+from headrace.streams.address import Address
 from headrace.streams.batch import Record
-from headrace.streams.inputs import Input, Source
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Fetched, Log, Partition
-from headrace.streams.outcomes import OutcomeCodec, Prediction
 from headrace.streams.store import MemoryStore
-from headrace.streams.task import Task
+from headrace.streams.task import Hurry, Task
 
 FETCH_ROWS = 2_000
-MAX_SHOWN = 5
-"""Differences told of one comparison; the count says how many there are."""
+MAX_SHOWN = 3
+"""Differences told of one kind; the count says how many there are."""
+
+LOOK_AHEAD = 5_000
+"""Published records among which an expected one is looked for, and remembered to tell what was published twice: more
+than two transactions hold, so that one that is lost or doubled costs only its own records."""
 
 KEPT_VERSIONS = 3
 """Loaded versions held at once: predictions name them nearly in order."""
@@ -40,202 +47,401 @@ KEPT_VERSIONS = 3
 
 @dataclass(slots=True)
 class Comparison:
-    """What one comparison found."""
+    """What one comparison found: how many records it compared, how many differ in which way, and examples of each."""
 
     what: str
     compared: int = 0
-    different: int = 0
+    ways: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def differ(self, example: str) -> None:
-        self.different += 1
-        if len(self.examples) < MAX_SHOWN:
-            self.examples.append(example)
+    @property
+    def different(self) -> int:
+        return self.ways.total()
+
+    def differ(self, way: str, example: str) -> None:
+        self.ways[way] += 1
+        if self.ways[way] <= MAX_SHOWN:
+            self.examples.append(f"{way}: {example}")
 
 
-async def records(log: Log, partition: Partition) -> AsyncIterator[Fetched]:
-    """Everything committed in a partition, from its beginning to its present end."""
-    end = (await log.ends([partition]))[partition]
+async def records(log: Log, partition: Partition, end: int | None = None) -> AsyncIterator[Fetched]:
+    """Everything committed in a partition from its beginning to an offset; left out, to its present end."""
+    if end is None:
+        end = (await log.ends([partition]))[partition]
     reader = await log.reader({partition: 0})
     position = 0
     try:
         while position < end:
             for fetched in await reader.fetch([partition], FETCH_ROWS, 1.0):
                 position = fetched.next_offset
-                yield fetched
+                yield _before(fetched, end)
     finally:
         await reader.close()
+
+
+def _before(fetched: Fetched, end: int) -> Fetched:
+    """The part of what was fetched that lies before an offset."""
+    n = int(fetched.offset.searchsorted(end))
+    return fetched if n == len(fetched) else _part(fetched, 0, n, end)
+
+
+def _part(fetched: Fetched, start: int, end: int, next_offset: int) -> Fetched:
+    rows = slice(start, end)
+    columns = (fetched.offset[rows], fetched.timestamp[rows], fetched.keys[rows], fetched.values[rows])
+    return Fetched(fetched.partition, *columns, next_offset=next_offset, end=fetched.end)
+
+
+@dataclass(slots=True, frozen=True)
+class _Extent:
+    """What of a task is compared: its inputs up to `taken`. What that gave was published from `sure` on at the latest,
+    and before `last`: other tasks and later events may have written there too."""
+
+    taken: Mapping[Partition, int]
+    sure: Mapping[Partition, int]
+    last: Mapping[Partition, int]
+
+
+async def _extent(log: Log, group: str, inputs: Sequence[Partition], outputs: Sequence[Partition]) -> _Extent:
+    # In this order: all before `sure` comes of what was taken, and all that comes of it lies before `last`.
+    sure = await log.ends(outputs)
+    committed = await log.committed(group, inputs)
+    return _Extent({p: committed.get(p, 0) for p in inputs}, sure, await log.ends(outputs))
 
 
 async def verify(app: App, log: Log, progress: Callable[[str], None] = lambda _: None) -> list[Comparison]:
     """Recompute and compare everything of an application. Reads the log, changes nothing."""
     found = []
-    for stage in plan.stages(app):
+    # Upstream first: a version that a prediction names has been learnt by the time that learning is looked at.
+    tasks = [(s, n) for s in plan.stages(app) for n in range(s.partitions)]
+    extents = {}
+    for stage, number in tasks:
+        inputs = [Partition(t, 0 if stage.name.startswith("learn.") else number) for t in stage.inputs]
+        outputs = [_where(t, number) for t in stage.outputs]
+        extent = extents[stage.name, number] = await _extent(log, stage.group, inputs, outputs)
+        for p, end in (await log.ends(inputs)).items():
+            # A transaction's marker may be all that is left.
+            if end - extent.taken[p] > 1:
+                progress(f"{stage.name}: {end - extent.taken[p]:,} of {p.topic} are not yet taken, and left out")
+    for stage, number in tasks:
         if not stage.name.startswith("learn."):
-            for number in range(stage.partitions):
-                progress(f"recomputing {stage.name}, partition {number}")
-                found += await _events(app, log, stage, number)
+            progress(f"recomputing {stage.name}, partition {number}")
+            found += await _events(log, stage, number, extents[stage.name, number])
     for model in app.models:
         if model.outcome is not None:
-            progress(f"learning {model.name} again")
-            compared, known = await _versions(log, model)
-            progress(f"scoring {model.name} again")
-            found += [compared, await _predictions(app, log, model, known)]
+            with contextlib.closing(_Versions()) as made:
+                stage = next(s for s in plan.stages(app) if s.name == f"learn.{model.name}")
+                progress(f"learning {model.name} again")
+                found += await _learning(log, stage, model, extents[stage.name, 0], made)
+                progress(f"scoring {model.name} again")
+                ends = {p: end for s, n in tasks for p, end in extents[s.name, n].last.items()}
+                for topic in (f"predictions.{model.name}", f"outcomes.{model.name}"):
+                    check = Comparison(f"scores on {topic}")
+                    for partition in (p for p in ends if p.topic == topic):
+                        await _scores(log, model, partition, ends[partition], made, check)
+                    found.append(check)
     return found
 
 
-async def _events(app: App, log: Log, stage: plan.Stage, number: int) -> list[Comparison]:
-    """Run the stage's own operators over the source topics, and compare features, rejected, late and outcomes."""
+def _where(topic: str, number: int) -> Partition:
+    """Where a task writes records of a topic."""
+    kind = topic.partition(".")[0]
+    return Partition(topic, 0 if kind in ("outcomes", "metrics", "drift", versions.REGISTRY) else number)
+
+
+async def _recomputed(log: Log, task: Task, extent: _Extent) -> AsyncIterator[Record]:
+    """Run a task's own operators over its inputs, in the order in which it took them: what comes of them."""
+    task.resume()
+    sources = {i.partition: _Source(log, i.partition, extent.taken[i.partition]) for i in task.inputs}
+    async for until in _cuts(log, task, extent):
+        ended: set[int] = set()
+        while len(ended) < len(task.inputs) or task.merge.available(frozenset(ended)):
+            for n, source in enumerate(task.inputs):
+                if n not in ended and not source.buffered:
+                    fetched = await sources[source.partition].next(until[n])
+                    if fetched is None:
+                        ended.add(n)
+                    else:
+                        task.feed(fetched)
+            work = task.work(FETCH_ROWS, frozenset(ended))
+            for record in work.records if work else ():
+                yield record
+
+
+async def _cuts(log: Log, task: Task, extent: _Extent) -> AsyncIterator[list[int]]:
+    """The offsets, per input, between which rows were taken in the order of their times; see `Hurry`."""
+    taken = [extent.taken[i.partition] for i in task.inputs]
+    if task.hurries is not None:
+        async for fetched in records(log, task.hurries):
+            for value in fetched.values:
+                hurry = msgspec.json.decode(value or b"", type=Hurry)
+                if all(offset <= end for offset, end in zip(hurry.after, taken, strict=True)):
+                    yield hurry.before
+                    yield hurry.after
+    yield taken
+
+
+class _Source:
+    """A partition up to an offset, read piece by piece."""
+
+    def __init__(self, log: Log, partition: Partition, end: int) -> None:
+        self._batches = records(log, partition, end)
+        self._rest: Fetched | None = None
+
+    async def next(self, until: int) -> Fetched | None:
+        """The next records before an offset; None where there are no more."""
+        fetched = self._rest or await anext(self._batches, None)
+        if fetched is None:
+            return None
+        if fetched.next_offset <= until:
+            self._rest = None
+            return fetched
+        n = int(fetched.offset.searchsorted(until))
+        self._rest = _part(fetched, n, len(fetched), fetched.next_offset)
+        return _part(fetched, 0, n, until) if n else None
+
+
+async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> list[Comparison]:
+    """Compare features, predictions, outcomes, rejected and late with what the events give."""
     task, _ = stage.build(number, MemoryStore())
-    task.resume()
-    streams = {i.partition: records(log, i.partition) for i in task.inputs}
-    compared = [t for t in stage.outputs if t.partition(".")[0] not in ("predictions", "drift")]
-    actual = {t: _Following(log, Partition(t, 0 if t.startswith("outcomes.") else number)) for t in compared}
-    checks = {t: Comparison(t) for t in compared}
-    ended: set[int] = set()
-    while len(ended) < len(task.inputs) or task.merge.available(frozenset(ended)):
-        for n, source in enumerate(task.inputs):
-            if n not in ended and not source.buffered:
-                fetched = await anext(streams[source.partition], None)
-                if fetched is None:
-                    ended.add(n)
-                else:
-                    task.feed(fetched)
-        work = task.work(FETCH_ROWS, frozenset(ended))
-        for record in work.records if work else ():
-            if record.topic in checks:
-                await _compare(checks[record.topic], record, actual[record.topic])
-    for topic, following in actual.items():
-        async for extra in following.rest():
-            checks[topic].compared += 1
-            checks[topic].differ(f"published, and not recomputed: {_short(extra)}")
-    return list(checks.values())
+    # What drift detectors say depends on the scores of the day.
+    topics = [t for t in stage.outputs if not t.startswith("drift.")]
+    mine = f"{stage.name}-{number}-"
+    compared = {t: _Published(log, t, _where(t, number), extent, mine, f" {number}" if number else "") for t in topics}
+    async for record in _recomputed(log, task, extent):
+        if record.topic in compared:
+            await compared[record.topic].compare(record)
+    events = 0
+    async for fetched in records(log, Partition(stage.name, number), extent.taken[Partition(stage.name, number)]):
+        events += len(fetched)
+    refused = sum(compared[f"{stage.name}.{kind}"].expected for kind in ("rejected", "late"))
+    for topic, published in compared.items():
+        await published.rest()
+        if topic.startswith("predictions.") and published.expected != events - refused:
+            valid = events - refused
+            count = published.expected
+            published.check.differ("not counted", f"{valid:,} valid events, and {count:,} predictions of them")
+    return [published.check for published in compared.values()]
 
 
-async def _compare(check: Comparison, record: Record, actual: _Following) -> None:
-    check.compared += 1
-    published = await actual.next()
-    expected = _lasting(record.topic, record.value)
-    if published is _END:
-        check.differ(f"recomputed, and never published: {_short(record.value)}")
-    elif _lasting(record.topic, published) != expected:
-        check.differ(f"published {_short(published)}, recomputed {_short(record.value)}")
-
-
-def _lasting(topic: str, value: bytes | None) -> Any:
-    """The part of a record that is a function of the events: of an outcome, not what the model of the day said."""
-    if value is None or not topic.startswith("outcomes."):
-        return value
-    outcome = msgspec.json.decode(value)
-    return {k: v for k, v in outcome.items() if k not in ("score", "version", "baselines")}
-
-
-_END: Any = object()
-
-
-class _Following:
-    """The values of one partition, one after the other."""
-
-    def __init__(self, log: Log, partition: Partition) -> None:
-        self._batches = records(log, partition)
-        self._values: Iterator[bytes | None] = iter(())
-
-    async def next(self) -> Any:
-        """The next value, or `_END`."""
-        while True:
-            value = next(self._values, _END)
-            if value is not _END:
-                return value
-            fetched = await anext(self._batches, None)
-            if fetched is None:
-                return _END
-            self._values = iter(fetched.values)
-
-    async def rest(self) -> AsyncIterator[bytes | None]:
-        while (value := await self.next()) is not _END:
-            yield value
-
-
-async def _versions(log: Log, model: Model) -> tuple[Comparison, dict[str, versions.Version]]:
-    """Learn the outcomes again from the first one; every version on the registry must come out the same."""
+async def _learning(log: Log, stage: plan.Stage, model: Model, extent: _Extent, made: _Versions) -> list[Comparison]:
+    """Learn the outcomes again from the first one: every version and every metric must be the same."""
+    task, _ = stage.build(0, MemoryStore())
+    topic = f"metrics.{model.name}"
+    metrics = _Published(log, topic, Partition(topic, 0), extent)
+    newest = None
+    async for record in _recomputed(log, task, extent):
+        if record.topic == versions.REGISTRY:
+            newest = made.keep(versions.decode(record.value or b""))
+        elif record.topic == topic:
+            await metrics.compare(record)
+    await metrics.rest()
     check = Comparison(f"versions of {model.name}")
-    topic = f"outcomes.{model.name}"
-    learner = Learner(model)
-    source = Input(Source(topic, OutcomeCodec()), Partition(topic, 0))
-    task = Task(f"learn.{model.name}", 0, [source], [Mature(model.name), learner], MemoryStore(), Partition("", 0))
-    task.resume()
-    made: dict[str, versions.Version] = {}
-    async for fetched in records(log, source.partition):
-        task.feed(fetched)
-        work = task.work(len(fetched), frozenset())
-        for record in work.records if work else ():
-            version = versions.decode(record.value or b"")
-            made[version.version] = version
-    async for fetched in records(log, Partition(versions.REGISTRY, 0)):
-        for key, value in zip(fetched.keys, fetched.values, strict=True):
+    registry = Partition(versions.REGISTRY, 0)
+    seen: set[str] = set()
+    async for fetched in records(log, registry, extent.last[registry]):
+        for offset, key, value in zip(fetched.offset.tolist(), fetched.keys, fetched.values, strict=True):
             if key == model.name.encode() and value is not None:
-                _same_version(check, versions.decode(value), made)
-    return check, made
+                published = versions.decode(value)
+                if offset < extent.sure[registry] or published.version in made:
+                    _same_version(check, published, made)
+                if published.version in seen:
+                    check.differ("published twice", published.version)
+                seen.add(published.version)
+    # Compaction leaves the newest version at least.
+    if newest is not None and newest not in seen:
+        check.differ("lost", f"{newest} was learnt, and is not on the registry")
+    return [metrics.check, check]
 
 
-def _same_version(check: Comparison, published: versions.Version, made: dict[str, versions.Version]) -> None:
+def _same_version(check: Comparison, published: versions.Version, made: _Versions) -> None:
     check.compared += 1
     again = made.get(published.version)
     if again is None:
-        check.differ(f"{published.version} is on the registry, and learning again makes no such version")
-    elif (again.fingerprint, again.learnt, again.rate) != (published.fingerprint, published.learnt, published.rate):
-        check.differ(f"{published.version} is {published.fingerprint}, learnt again {again.fingerprint}")
+        check.differ("published, and not recomputed", published.version)
+        return
+    for name in ("fingerprint", "offset", "at", "learnt", "positives", "rate"):
+        was, now = getattr(published, name), getattr(again, name)
+        if was != now:
+            check.differ("changed", f"{published.version} has {name} {was}; learnt again it has {now}")
+            return
+    try:
+        holds = artifacts.fingerprint(versions.load(published).estimator)
+    except ArtifactError as error:
+        check.differ("unreadable", f"{published.version}: {error}")
+    else:
+        if holds != published.fingerprint:
+            check.differ("changed", f"{published.version} says it is {published.fingerprint}, and holds {holds}")
 
 
-async def _predictions(app: App, log: Log, model: Model, known: dict[str, versions.Version]) -> Comparison:
-    """Score each prediction's features again by the version it names; each event must have exactly one."""
-    check = Comparison(f"predictions.{model.name}")
+class _Scored(msgspec.Struct):
+    """What a prediction and an outcome both tell of a score."""
+
+    id: str
+    score: float
+    baselines: dict[str, float]
+    version: str
+    features: dict[str, float | str | None]
+
+
+async def _scores(log: Log, model: Model, partition: Partition, end: int, made: _Versions, check: Comparison) -> None:
+    """Score the features of each prediction, or outcome, again by the version it names."""
     assert model.outcome is not None
     prior = model.outcome.prior
-    loaded: dict[str, versions.Loaded] = {f"{model.name}@0": versions.Loaded(f"{model.name}@0", prior, None)}
-    for number in range(app.partitions):
-        seen: set[str] = set()
-        async for fetched in records(log, Partition(f"predictions.{model.name}", number)):
-            for value in fetched.values:
-                made = msgspec.json.decode(value or b"", type=Prediction)
-                check.compared += 1
-                if made.id in seen:
-                    check.differ(f"{made.id} is predicted twice")
-                seen.add(made.id)
-                version = _load(loaded, known, made.version)
-                if version is None:
-                    check.differ(f"{made.id} names {made.version}, which was never learnt")
-                elif score(version, made.features, prior) != made.score or made.baselines["base"] != version.rate:
-                    again = score(version, made.features, prior)
-                    check.differ(f"{made.id} was scored {made.score}; {made.version} scores it {again}")
-        await _each_predicted(check, log, model, number, seen)
-    return check
+    first = versions.Loaded(f"{model.name}@0", prior, None)
+    loaded: dict[str, versions.Loaded] = {}
+    async for fetched in records(log, partition, end):
+        for value in fetched.values:
+            said = msgspec.json.decode(value or b"", type=_Scored)
+            check.compared += 1
+            version = first if said.version == first.name else _load(loaded, made, said.version)
+            if version is None:
+                check.differ("no such version", f"{said.id} names {said.version}, which was never learnt")
+                continue
+            again = score(version, said.features, prior)
+            if again != said.score:
+                check.differ("scored otherwise", f"{said.id} was scored {said.score}; {said.version} gives {again}")
+            elif said.baselines["base"] != version.rate:
+                base = said.baselines["base"]
+                check.differ("scored otherwise", f"{said.id} has base rate {base}; {said.version} has {version.rate}")
 
 
-async def _each_predicted(check: Comparison, log: Log, model: Model, number: int, seen: set[str]) -> None:
-    """Every event of the topic is predicted, rejected or late."""
-    topic = model.on.contract.topic
-    refused = 0
-    for kind in ("rejected", "late"):
-        async for fetched in records(log, Partition(f"{topic}.{kind}", number)):
-            refused += len(fetched)
-    events = 0
-    async for fetched in records(log, Partition(topic, number)):
-        events += len(fetched)
-    if events != len(seen) + refused:
-        check.differ(f"{topic}: {events} events, but {len(seen)} predicted and {refused} rejected or late")
-
-
-def _load(
-    loaded: dict[str, versions.Loaded], known: dict[str, versions.Version], name: str
-) -> versions.Loaded | None:
+def _load(loaded: dict[str, versions.Loaded], made: _Versions, name: str) -> versions.Loaded | None:
     if name not in loaded:
-        if name not in known:
+        version = made.get(name)
+        if version is None:
             return None
         while len(loaded) >= KEPT_VERSIONS:
             del loaded[next(iter(loaded))]
-        loaded[name] = versions.load(known[name])
+        loaded[name] = versions.load(version)
     return loaded[name]
+
+
+class _Versions:
+    """The versions that were learnt again, on disk: a long run has thousands."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def keep(self, version: versions.Version) -> str:
+        """Returns its name."""
+        self._places[version.version] = self._file.seek(0, 2), self._file.write(versions.encode(version))
+        return version.version
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def get(self, name: str) -> versions.Version | None:
+        if name not in self._places:
+            return None
+        start, length = self._places[name]
+        self._file.seek(start)
+        return versions.decode(self._file.read(length))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A published record: what it is about, what of it the events determine, and whether it is surely of this task."""
+
+    about: Hashable
+    lasting: object
+    sure: bool
+    value: bytes | None
+
+
+class _Published:
+    """What a task published on one topic, compared with what is expected, one after the other.
+
+    mine: how the ids of this task's records begin, where other tasks write to the same partition
+    """
+
+    def __init__(
+        self, log: Log, topic: str, partition: Partition, extent: _Extent, mine: str = "", label: str = ""
+    ) -> None:
+        self.check = Comparison(topic + label)
+        self.expected = 0
+        self._kind = topic.rpartition(".")[2] if topic.endswith((".rejected", ".late")) else topic.partition(".")[0]
+        self._mine = mine if self._kind == "outcomes" else ""
+        self._sure = extent.sure[partition]
+        self._batches = records(log, partition, extent.last[partition])
+        self._ahead: deque[_Entry] = deque()
+        self._about: Counter[Hashable] = Counter()
+        self._lately: dict[Hashable, None] = {}
+
+    async def compare(self, record: Record) -> None:
+        """The next record expected."""
+        self.check.compared += 1
+        self.expected += 1
+        about, lasting = self._read(record.key, record.value)
+        if not self._ahead:
+            await self._fill(1)
+        if not self._ahead or self._ahead[0].about != about:
+            await self._fill(LOOK_AHEAD)
+            if not self._about[about]:
+                self.check.differ("lost", _short(record.value))
+                return
+            while self._ahead[0].about != about:
+                self._extra(self._next())
+        published = self._next()
+        if published.lasting != lasting:
+            self.check.differ("changed", f"published {_short(published.value)}, recomputed {_short(record.value)}")
+        self._lately[about] = None
+        if len(self._lately) > LOOK_AHEAD:
+            del self._lately[next(iter(self._lately))]
+
+    async def rest(self) -> None:
+        """After the last one expected: what is left comes of what was not taken yet, or of nothing."""
+        while self._ahead or await self._fill(FETCH_ROWS):
+            published = self._next()
+            if published.sure or published.about in self._lately:
+                self._extra(published)
+
+    def _extra(self, published: _Entry) -> None:
+        self.check.compared += 1
+        twice = published.about in self._lately
+        self.check.differ("published twice" if twice else "published, and not recomputed", _short(published.value))
+
+    def _next(self) -> _Entry:
+        entry = self._ahead.popleft()
+        self._about[entry.about] -= 1
+        if not self._about[entry.about]:
+            del self._about[entry.about]
+        return entry
+
+    async def _fill(self, count: int) -> bool:
+        """Have as many records at hand, if there are; whether there are any."""
+        while len(self._ahead) < count:
+            fetched = await anext(self._batches, None)
+            if fetched is None:
+                break
+            for offset, key, value in zip(fetched.offset.tolist(), fetched.keys, fetched.values, strict=True):
+                about, lasting = self._read(key, value)
+                if not self._mine or str(about).startswith(self._mine):
+                    self._ahead.append(_Entry(about, lasting, offset < self._sure, value))
+                    self._about[about] += 1
+        return bool(self._ahead)
+
+    def _read(self, key: bytes | None, value: bytes | None) -> tuple[Hashable, object]:
+        """What a record is about, and the part of it that is a function of what was taken."""
+        if value is None or self._kind not in _PASSING:
+            return (key, value), None
+        found = msgspec.json.decode(value)
+        about = found["id"] if "id" in found else (key, found.get("start"), found.get("at"))
+        passing = _PASSING[self._kind]
+        lasting = {k: v for k, v in found.items() if k not in passing} if passing else value
+        return about, (key, lasting)
+
+
+_PASSING: dict[str, frozenset[str]] = {
+    "features": frozenset(),
+    "metrics": frozenset(),
+    "predictions": frozenset({"score", "version", "route", "latency_ms", "baselines"}),
+    "outcomes": frozenset({"score", "version", "baselines"}),
+}
+"""By kind of topic, the fields that depend on the version and the time of the day; other records are compared whole."""
 
 
 def _short(value: bytes | None) -> str:
@@ -246,7 +452,8 @@ def _short(value: bytes | None) -> str:
 def tell(found: Sequence[Comparison], say: Callable[[str], None]) -> None:
     """Print each comparison. Raises VerifyError where anything differs."""
     for check in found:
-        verdict = "equal" if not check.different else f"{check.different:,} DIFFER"
+        ways = ", ".join(f"{count:,} {way}" for way, count in check.ways.items())
+        verdict = f"{check.different:,} DIFFER: {ways}" if check.different else "equal"
         say(f"{check.what:<32} {check.compared:>10,} compared   {verdict}")
         for example in check.examples:
             say(f"    {example}")
@@ -259,15 +466,32 @@ def join(app: typer.Typer) -> None:
     @app.command(name="verify")
     def verify_command(
         program_file: Annotated[str, typer.Argument(metavar="PROGRAM", help="the Python file of the application")],
-        broker: Annotated[str | None, typer.Option(help="kafka://host:port", metavar="ADDRESS")] = None,
+        broker: Annotated[
+            str | None, typer.Option(help="kafka://host:port; left out, the local stack's", metavar="ADDRESS")
+        ] = None,
+        data: Annotated[
+            Path | None, typer.Option(help="of a stack that is down; left out, .headrace/<application>")
+        ] = None,
     ) -> None:
         """Recompute features, outcomes, versions and predictions from their sources, and compare."""
-        from headrace.running import find_broker
+        from headrace import running
+        from headrace.stack import broker_alone
 
         loaded = program.load(program_file)
-        address = find_broker(broker)
 
         async def main() -> list[Comparison]:
+            folder = data or running.home() / loaded.name
+            try:
+                if data is not None:
+                    raise NoBroker(f"{data} is asked for")
+                return await of(running.find_broker(broker))
+            except NoBroker:
+                if not (folder / "broker").is_dir():
+                    raise
+            async with broker_alone(folder) as address:
+                return await of(address)
+
+        async def of(address: Address) -> list[Comparison]:
             log = KafkaLog(address.bootstrap, "headrace-verify")
             try:
                 return await verify(loaded, log, lambda text: typer.echo(text, err=True))

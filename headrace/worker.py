@@ -21,13 +21,13 @@ from prometheus_client import CollectorRegistry, Gauge
 from headrace import plan, program
 from headrace.app import App
 from headrace.streams import kernels, metrics, runner
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import CannotGoOn, HeadraceError
 from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.parent import watch_parent
 from headrace.streams.runner import Runner
 from headrace.streams.store import RocksStore
-from headrace.supervisor import NOTE
+from headrace.supervisor import FINAL, NOTE
 
 logger = logging.getLogger("headrace.worker")
 
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(options.program, options.broker, options.data, options.parent_fd, options.metrics_port)
     except HeadraceError as error:
         print(f"worker stopped: {error}", file=sys.stderr, flush=True)
-        return 1
+        return FINAL if isinstance(error, CannotGoOn) else 1
     return 0
 
 

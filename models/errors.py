@@ -1,6 +1,6 @@
 """The errors of learning and evaluation."""
 
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import CannotGoOn, HeadraceError
 
 
 class ModelsError(HeadraceError):
@@ -11,5 +11,5 @@ class ArtifactError(ModelsError):
     """A stored model cannot be written or must not be read."""
 
 
-class LearnerError(ModelsError):
+class LearnerError(CannotGoOn, ModelsError):
     """A learner failed on an outcome. The message names the outcome and the learner."""

@@ -74,8 +74,8 @@ class Learner:
             self.estimator.learn_one(features, settled.outcome)
         except Exception as error:
             raise LearnerError(
-                f"the learner of {self._model.name} failed on the outcome of {settled.id}: "
-                f"{type(error).__name__}: {error}"
+                f"the learner of {self._model.name} failed on the outcome of {settled.id}, features {features}: "
+                f"{type(error).__name__}: {error}. Mend the learner, then start again: it goes on at this outcome"
             ) from error
         self.tally.learnt += 1
         self.tally.positives += settled.outcome

@@ -12,6 +12,7 @@ from headrace.models import versions
 from headrace.models.model import Model
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.durations import when
+from headrace.streams.errors import OperatorError
 from headrace.streams.log import Fetched
 from headrace.streams.outcomes import Prediction
 
@@ -80,7 +81,7 @@ class Scorer:
                 id=rows.event_id(i),
                 key=str(keys[i]),
                 at=when(times[i]),
-                score=score(self.version, features, self._prior),
+                score=self._score(rows.event_id(i), features),
                 baselines=baselines[i],
                 version=self.version.name,
                 route="embedded",
@@ -93,6 +94,15 @@ class Scorer:
         column = np.empty(len(values), np.object_)
         column[:] = values
         rows.fields[self.column] = column
+
+    def _score(self, event: str, features: dict[str, float | str | None]) -> float:
+        try:
+            return score(self.version, features, self._prior)
+        except Exception as error:
+            raise OperatorError(
+                f"{self.version.name} failed to score {event}, features {features}: {type(error).__name__}: {error}. "
+                f"Mend the model, then start again: it goes on at this event"
+            ) from error
 
     def _judged_beside(self, rows: Rows) -> list[dict[str, float]]:
         """Each row's baselines by name."""

@@ -41,6 +41,19 @@ class LogUnavailable(StreamsError):
     """The log did not answer within its bound. It is safe to try again."""
 
 
+class CannotGoOn(HeadraceError):
+    """Starting again would fail in the same way at the same event. Mend what the message names, then start again: the
+    task goes on from there, and nothing is lost."""
+
+
+class OperatorError(CannotGoOn, StreamsError):
+    """An operator failed on an event. The message names the operator and the event, or the events of its batch."""
+
+
+class RecordTooLarge(CannotGoOn, StreamsError):
+    """The log takes no record of this size, however often it is asked. Raise the topic's `max.message.bytes`."""
+
+
 class Fenced(StreamsError):
     """A newer owner of this task has taken over. This one must stop; nothing of it will be committed."""
 

@@ -13,11 +13,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
+    MessageSizeTooLargeError,
     ProducerFenced,
 )
 from headrace.streams.batch import Record
 from headrace.streams.closing import stop
-from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
+from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Writer
 
 START_WITHIN = 30.0
@@ -45,6 +46,7 @@ class KafkaLog:
         self.address = address
         self._client_id = client_id
         self._asking: AIOKafkaConsumer | None = None
+        self._opening = asyncio.Lock()
 
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
         consumer = await self._consumer(None)
@@ -102,8 +104,9 @@ class KafkaLog:
             self._asking = None
 
     async def _ask(self) -> AIOKafkaConsumer:
-        if self._asking is None:
-            self._asking = await self._consumer(None)
+        async with self._opening:  # the tasks of a worker ask together, and share one
+            if self._asking is None:
+                self._asking = await self._consumer(None)
         return self._asking
 
     async def _consumer(self, group: str | None) -> AIOKafkaConsumer:
@@ -192,7 +195,14 @@ class _Writer:
             sent += [(partition, count, f) for count, f in await self._send(partition, rows)]
         ends: dict[Partition, int] = {}
         for partition, count, future in sent:
-            stored = await self._ask(future)
+            try:
+                stored = await self._ask(future)
+            except RecordTooLarge:
+                largest = max(by_partition[partition], key=lambda r: len(r.value or b""))
+                raise RecordTooLarge(
+                    f"a record of {len(largest.value or b''):,} bytes, key {largest.key!r}, is larger than "
+                    f"{partition.topic} takes: raise max.message.bytes of that topic, then start the worker again"
+                ) from None
             ends[partition] = stored.offset + count  # type: ignore[attr-defined]
         return ends
 
@@ -204,8 +214,8 @@ class _Writer:
             if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
                 sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
                 batch = producer.create_batch()
-                if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
-                    raise LogUnavailable(f"a record for {partition.topic} is larger than {BATCH_BYTES:,} bytes")
+                # The first record of a batch always finds room, whatever its size.
+                batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers))
         sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
         return sent  # type: ignore[return-value]
 
@@ -235,6 +245,8 @@ class _Writer:
         except _FENCED as error:
             self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
+        except MessageSizeTooLargeError as error:
+            raise RecordTooLarge(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"writing failed: {error}") from error
 

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from headrace.streams.batch import NEVER, Change, Operator, Outputs, Record
-from headrace.streams.errors import StateError
+from headrace.streams.batch import NEVER, Batch, Change, Operator, Outputs, Record
+from headrace.streams.errors import HeadraceError, OperatorError, StateError
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import Store
@@ -44,6 +44,18 @@ class Mark(msgspec.Struct, frozen=True):
     program: str
 
 
+class Hurry(msgspec.Struct, frozen=True):
+    """A batch that did not wait for an idle input, on the task's topic of hurries: per input, the offsets before and
+    after it.
+
+    Its rows may stand before others that came later and would have preceded them. Between hurries rows are in the order
+    of their times; so with them whoever recomputes takes the rows in the order in which they were taken.
+    """
+
+    before: list[int]
+    after: list[int]
+
+
 @dataclass(slots=True, frozen=True)
 class Work:
     """What step 2 made: records of one transaction, the rows touched, and the offsets they reflect."""
@@ -61,6 +73,7 @@ class Task:
     inputs:    merged in event-time order
     operators: run in this order over each batch
     changelog: where touched rows go
+    hurries:   where batches are told of that did not wait for an idle input; None where nobody will ask
     program:   fingerprint of the declarations; state of another program is refused
     """
 
@@ -73,6 +86,7 @@ class Task:
         store: Store,
         changelog: Partition,
         program: str = "",
+        hurries: Partition | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -82,6 +96,7 @@ class Task:
         self.changelog = changelog
         self._store = store
         self._program = program
+        self.hurries = hurries
 
     @property
     def position(self) -> int:
@@ -124,12 +139,17 @@ class Task:
 
     def work(self, limit: int, idle: frozenset[int] = frozenset()) -> Work | None:
         """Step 2, over at most `limit` rows; None where nothing can be taken yet."""
+        before = [i.offset for i in self.inputs]
+        waited = self.merge.available(frozenset()) if idle else limit
         taken = self.merge.take(limit, idle)
         if not taken.rows:
             return None
         records: Outputs = [*taken.refused]
+        if taken.rows > waited and self.hurries is not None:
+            hurry = Hurry(before, [i.offset for i in self.inputs])
+            records.append(Record(self.hurries.topic, None, msgspec.json.encode(hurry), self.hurries.number))
         for operator in self.operators:
-            operator.process(taken.batch, records)
+            self._process(operator, taken.batch, records)
         changes: list[Change] = []
         for operator in self.operators:
             prefix = operator.name.encode() + b"\x00"
@@ -137,6 +157,18 @@ class Task:
         mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
         changes.append((_MARK, msgspec.json.encode(mark)))
         return Work(records, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
+
+    def _process(self, operator: Operator, batch: Batch, records: Outputs) -> None:
+        events = [f"{r.event_id(0)} to {r.offset[-1]}" for r in batch.streams.values() if len(r.offset)]
+        try:
+            operator.process(batch, records)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise OperatorError(
+                f"{operator.name} of task {self.name} failed on one of the events {', '.join(events)}: "
+                f"{type(error).__name__}: {error}. Mend the program, then start again: it goes on at these events"
+            ) from error
 
     def logged(self, changes: Iterable[Change]) -> list[Record]:
         """Step 3: the changelog records of touched rows."""

@@ -1,0 +1,89 @@
+"""An engine with its transactions switched off, and `headrace` that runs it.
+
+It writes outputs and state (with the offsets) each on its own. It kills itself twice between the two: once with the
+outputs written first, as an engine does that promises at least once, and once with the state first. Whoever checks must
+find what was done twice and what was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from headrace.streams.batch import Record
+from headrace.streams.kafka import KafkaLog
+from headrace.streams.log import Partition, Writer
+
+from headrace import worker
+from headrace.command import main
+from headrace.stack import Stack
+
+DEATHS = Path(os.environ["HEADRACE_HOME"]) / "deaths"
+"""How often it has killed itself, a byte each."""
+ALIVE = 1
+"""Batches that it writes without harm after each start."""
+
+
+class CarelessLog(KafkaLog):
+    """A log whose writers know no transactions."""
+
+    async def writer(self, owner: str) -> Writer:
+        producer = AIOKafkaProducer(bootstrap_servers=self.address, enable_idempotence=True)
+        await producer.start()
+        return CarelessWriter(producer, self.address, owner == "returns.orders-0")
+
+
+class CarelessWriter:
+    def __init__(self, producer: AIOKafkaProducer, address: str, suicidal: bool) -> None:
+        self._producer = producer
+        self._address = address
+        self._suicidal = suicidal
+        self._batches = 0
+
+    async def begin(self) -> None:
+        self._batches += 1
+
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+        deaths = DEATHS.stat().st_size if DEATHS.exists() else 0
+        outputs = [r for r in records if not r.topic.endswith(".changelog")]
+        state = [r for r in records if r.topic.endswith(".changelog")]
+        dies = self._suicidal and deaths < 2 and self._batches > ALIVE
+        sent: dict[Partition, asyncio.Future[Any]] = {}  # aiokafka is untyped
+        for part in (outputs, state) if deaths == 0 else (state, outputs):
+            for r in part:
+                number = home if r.partition is None else r.partition
+                sending = self._producer.send(r.topic, r.value, r.key, number, r.timestamp, list(r.headers))
+                sent[Partition(r.topic, number)] = await sending
+            await self._producer.flush()
+            if dies:
+                with DEATHS.open("ab") as file:
+                    file.write(b"x")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return {p: (await last).offset + 1 for p, last in sent.items()}
+
+    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self._address, group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        consumer.assign([TopicPartition(*p) for p in offsets])
+        await consumer.commit({TopicPartition(*p): offset for p, offset in offsets.items()})
+        await consumer.stop()
+
+    async def abort(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        await self._producer.stop()
+
+
+if __name__ == "__main__":
+    if "--parent-fd" in sys.argv:
+        worker.KafkaLog = CarelessLog  # type: ignore[attr-defined]
+        sys.exit(worker.main())
+    Stack.worker_module = "tests.kill.careless"
+    main()
