@@ -7,6 +7,10 @@ class ServingError(HeadraceError):
     """Serving cannot start as asked."""
 
 
+class ScoringError(ServingError):
+    """A model failed on an event. The message names the event, the version and what the model was given."""
+
+
 class Refused(ServingError):
     """A request that is answered with an error: its status, a sentence, and what else helps the caller."""
 
