@@ -11,10 +11,12 @@ import io
 import pickle
 import types
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
 import numpy as np
 from headrace.models.errors import ArtifactError
+from river.proba.base import Distribution
 
 PROTOCOL = 5
 
@@ -150,6 +152,9 @@ class _Canonical(pickle.Pickler):
         self._met[id(thing)] = (len(self._met), thing)
         if isinstance(thing, set | frozenset):
             return (type(thing).__name__, *sorted(map(_canonical, thing)))
+        if isinstance(thing, Distribution):
+            # It may be sampled, by a generator that river seeds from the clock; classifiers only ask for densities.
+            return (type(thing).__name__, *((k, v) for k, v in vars(thing).items() if not isinstance(v, Random)))
         return None
 
 
