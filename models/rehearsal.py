@@ -39,9 +39,7 @@ def rehearse(model: Model, kinds: Mapping[str, Kind]) -> None:
     except Exception as error:
         texts = [name for name, kind in kinds.items() if kind == "str"]
         hint = f" ({', '.join(texts)} is text: encode it, with preprocessing.OneHotEncoder)" if texts else ""
-        raise DeclarationError(
-            f"{said} cannot learn these features{hint}: {type(error).__name__}: {error}"
-        ) from error
+        raise DeclarationError(f"{said} cannot learn these features{hint}: {type(error).__name__}: {error}") from error
     if not isinstance(answer, Mapping):
         raise DeclarationError(f"{said} answers {answer!r}, not a probability for each outcome")
     try:

@@ -1,5 +1,8 @@
 """Classifiers of every family of river that a model may learn by."""
 
+# mypy: disable-error-code="no-untyped-call"
+# Some constructors of river have no types.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -76,17 +79,20 @@ NUMBERS: dict[str, Make] = {
 
 TEXTS: dict[str, Make] = {
     "one-hot": lambda: (
-        (compose.SelectType(float) | preprocessing.StandardScaler())
-        + (compose.SelectType(str) | preprocessing.OneHotEncoder())
-    )
-    | _logistic(),
+        (
+            (compose.SelectType(float) | preprocessing.StandardScaler())
+            + (compose.SelectType(str) | preprocessing.OneHotEncoder())
+        )
+        | _logistic()
+    ),
     "hashed": lambda: preprocessing.FeatureHasher(n_features=16, seed=1) | _logistic(),
     "target encoding": lambda: (
-        compose.Select("a") + feature_extraction.TargetAgg(by="country", how=stats.Mean())
-    )
-    | _logistic(),
+        (compose.Select("a") + feature_extraction.TargetAgg(by="country", how=stats.Mean())) | _logistic()
+    ),
     "tree of texts": lambda: tree.HoeffdingTreeClassifier(grace_period=50, nominal_attributes=["country"]),
-    "forest of texts": lambda: forest.ARFClassifier(n_models=3, grace_period=30, nominal_attributes=["country"], seed=1),
+    "forest of texts": lambda: forest.ARFClassifier(
+        n_models=3, grace_period=30, nominal_attributes=["country"], seed=1
+    ),
     "ordinal": lambda: preprocessing.OrdinalEncoder() | tree.HoeffdingTreeClassifier(grace_period=50),
 }
 """Learners of numbers a, b and the text country."""

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 from headrace.models.drift import Watch
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Operator, Outputs, Rows
+from headrace.streams.batch import Batch, Column, Operator, Outputs, Rows
+from headrace.streams.outcomes import Settled
 from headrace.streams.store import MemoryStore
 from river import base, compose
 
 import headrace as hr
-from headrace.streams.outcomes import Settled
 
 T0 = datetime(2010, 1, 1, tzinfo=UTC)
 HORIZON = timedelta(days=30)
@@ -99,7 +99,7 @@ def batches(outcomes: Sequence[Settled], sizes: Iterator[int]) -> Iterator[Batch
         column = np.empty(len(part), np.object_)
         column[:] = list(part)
         at = np.arange(len(part))
-        fields = {"outcome": column, "seen": np.arange(done, done + len(part)) + 1}
+        fields: dict[str, Column] = {"outcome": column, "seen": np.arange(done, done + len(part)) + 1}
         yield Batch(np.zeros(len(part), np.int64), np.zeros(len(part), np.int64), {"mature.returns": Rows(at, fields)})
         done += len(part)
 

@@ -19,7 +19,7 @@ from headrace.streams.batch import Batch, Outputs, Rows
 from headrace.streams.errors import DeclarationError
 from headrace.streams.outcomes import Prediction, Settled
 from river import compose, linear_model
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 import headrace as hr
 from tests.models.outcomes import T0, model, run, settled
@@ -67,8 +67,8 @@ CASES = [
     # d >= sqrt(2 s2 ln(2 n / delta) / m) + 2 ln(2 n / delta) / 3 m, m their harmonic mean: from n1 = 55 here. A test
     # comes every 32 values, and the buckets let the cut lie half of n1 away.
     Case(drift.ADWIN("brier"), 0.3, 0.6, 128, 0.002 / 32),
-    # Wald: a sum of values whose mean is `delta` below zero passes the threshold h with probability exp(-2 delta h / s2),
-    # on each side. After a change by d it grows by d - delta a value: 6 / 0.25 = 24 values and the noise of so many.
+    # Wald: a sum of values whose mean is `delta` below zero passes the h with probability exp(-2 delta h / s2), on each
+    # side. After a change by d it grows by d - delta a value: 6 / 0.25 = 24 values and the noise of so many.
     Case(drift.PageHinkley("brier", delta=0.05, threshold=6.0), 0.3, 0.6, 60, 2 * math.exp(-2 * 0.05 * 6 / 0.2**2)),
     # After `stat_size` values the newest part is all from after the change.
     Case(drift.KSWIN("brier"), 0.3, 0.7, 30, 0.005),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from headrace.models import artifacts, versions
@@ -14,9 +15,9 @@ from headrace.models.errors import LearnerError
 from headrace.models.learner import SNAPSHOT_EVERY, Learner
 from headrace.streams.outcomes import Settled
 from headrace.streams.store import MemoryStore
-from river import forest, linear_model, naive_bayes, preprocessing
+from river import forest, linear_model, preprocessing
 
-from tests.models.estimators import NUMBERS, TEXTS
+from tests.models.estimators import NUMBERS, TEXTS, Make
 from tests.models.outcomes import PRIOR, batches, model, run, settled, stream
 
 FAMILIES = [(name, make, name in TEXTS) for name, make in (NUMBERS | TEXTS).items()]
@@ -36,26 +37,23 @@ def learn(learner: Learner, outcomes: Sequence[Settled], cut: int | None = None,
 
 @families
 def test_after_restarts_anywhere_versions_and_state_are_the_same_to_the_bit(
-    name: str, make: object, texts: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, make: Make, texts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.models.learner.SNAPSHOT_EVERY", 40)
     outcomes = stream(5, 250, texts)
-    declared = model((NUMBERS | TEXTS)[name](), publish_every=50)
+    declared = model(make(), publish_every=50)
     live, restarted = Learner(declared), Learner(declared)
     expected = learn(live, outcomes)
     assert len(expected) == 5
     assert learn(restarted, outcomes, cut=1, restart=2) == expected
     assert restarted.tally == live.tally
     assert artifacts.fingerprint(restarted.estimator) == artifacts.fingerprint(live.estimator)
-    features = {"a": 0.5, "b": -1.0, **({"country": "Peru"} if texts else {})}
+    features: dict[Hashable, Any] = {"a": 0.5, "b": -1.0, **({"country": "Peru"} if texts else {})}
     assert restarted.estimator.predict_proba_one(features) == live.estimator.predict_proba_one(features)
 
 
 def test_another_process_learns_the_same_model() -> None:
-    code = (
-        "from tests.models.test_learner import fingerprints\n"
-        "print(' '.join(fingerprints()))\n"
-    )
+    code = "from tests.models.test_learner import fingerprints\nprint(' '.join(fingerprints()))\n"
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "42"}
     run = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
@@ -105,7 +103,8 @@ def test_the_rate_begins_at_the_prior_and_goes_to_the_share_of_true() -> None:
 def test_missing_features_are_not_shown_to_the_estimator() -> None:
     learner = Learner(model(preprocessing.StandardScaler() | logistic()))
     run(learner, [settled(0, True, a=1.0, b=None)])
-    assert set(learner.estimator["StandardScaler"].counts) == {"a"}
+    pipeline: Any = learner.estimator
+    assert set(pipeline["StandardScaler"].counts) == {"a"}
 
 
 def test_an_outcome_that_the_estimator_fails_on_is_named() -> None:
@@ -115,7 +114,7 @@ def test_an_outcome_that_the_estimator_fails_on_is_named() -> None:
 
 
 def test_the_declared_learner_is_never_changed() -> None:
-    declared = model(naive_bayes.GaussianNB())
+    declared = model(NUMBERS["naive bayes, gaussian"]())
     before = artifacts.fingerprint(declared.learner)
     run(Learner(declared), stream(1, 50))
     assert artifacts.fingerprint(declared.learner) == before

@@ -93,7 +93,8 @@ def test_no_outcome_comes_before_the_watermark_has_reached_its_maturity(seed: in
         assert by_id[taken.id].matures <= reached[taken.seen - 1]
         earlier = reached[taken.seen - 2] if taken.seen > 1 else None
         known = outcomes.index(by_id[taken.id]) < taken.seen - 1
-        assert not (known and earlier is not None and by_id[taken.id].matures <= earlier), "it waits no longer than that"
+        waited = known and earlier is not None and by_id[taken.id].matures <= earlier
+        assert not waited, "it waits no longer than that"
 
 
 def test_the_order_is_the_same_whatever_order_the_outcomes_became_known_in() -> None:
