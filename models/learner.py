@@ -76,25 +76,31 @@ class Learner:
     def changes(self) -> list[Change]:
         if not self._fresh:
             return []
-        changes: list[Change] = [(_TALLY, msgspec.json.encode(self.tally))]
-        first = self.tally.learnt - len(self._fresh)
-        fresh: list[Change] = []
-        if len(self._rows) + len(self._fresh) <= SNAPSHOT_EVERY:
-            fresh = [
-                (_OUTCOME + (first + n).to_bytes(8, "big"), msgspec.json.encode(settled))
-                for n, settled in enumerate(self._fresh)
-            ]
-        size = self._rows_size + sum(len(value or b"") for _, value in fresh)
-        if fresh and size <= self._snapshot_size:
-            changes += fresh
-            self._rows += [key for key, _ in fresh]
-            self._rows_size = size
-        else:
+        fresh = self._weighed()
+        if fresh is None:
             snapshot = artifacts.dump(self.estimator)
-            changes += [(_SNAPSHOT, snapshot), *((key, None) for key in self._rows)]
+            changes: list[Change] = [(_SNAPSHOT, snapshot), *((key, None) for key in self._rows)]
             self._rows, self._rows_size, self._snapshot_size = [], 0, len(snapshot)
+        else:
+            changes = list(fresh)
+            self._rows += [key for key, _ in fresh]
+            self._rows_size += sum(len(value) for _, value in fresh)
         self._fresh.clear()
-        return changes
+        return [*changes, (_TALLY, msgspec.json.encode(self.tally))]
+
+    def _weighed(self) -> list[tuple[bytes, bytes]] | None:
+        """The fresh outcomes as rows; None where a snapshot is due instead."""
+        if len(self._rows) + len(self._fresh) > SNAPSHOT_EVERY:
+            return None
+        first, size = self.tally.learnt - len(self._fresh), self._rows_size
+        fresh = []
+        for n, settled in enumerate(self._fresh, first):
+            value = msgspec.json.encode(settled)
+            size += len(value)
+            if size > self._snapshot_size:
+                return None
+            fresh.append((_OUTCOME + n.to_bytes(8, "big"), value))
+        return fresh
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)
