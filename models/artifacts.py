@@ -89,7 +89,7 @@ def _is_rivers(found: object, module: str) -> bool:
 def _method(owner: object, name: str) -> Any:
     """A bound method of an object of river, as pickles ask for it; in place of `getattr`."""
     kind = type(owner)
-    found = None if str(name).startswith("__") else getattr(kind, name, None)
+    found = getattr(kind, str(name), None)
     if not isinstance(found, types.FunctionType) or not all(m.__module__.startswith("river.") for m in (kind, found)):
         raise _refused(f"attribute {name!r} of {kind.__module__}.{kind.__name__}")
     return getattr(owner, name)
