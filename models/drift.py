@@ -79,7 +79,7 @@ def ADWIN(on: str, *, delta: float = 0.002, clock: int = 32, grace_period: int =
     """Adaptive windowing: a change of the mean, up or down (Bifet and Gavaldà, SIAM SDM 2007).
 
     delta: the probability of a false alarm at a test; clock: a test every so many values; grace_period: none before
-    so many values.
+    so many values. Its bound is for values between 0 and 1: of a mean of a few hundredths it sees even a doubling late.
     """
     settings: dict[str, object] = {"delta": delta, "clock": clock, "grace_period": grace_period}
     return _watch(on, "ADWIN", river_drift.ADWIN, settings, mean_of)

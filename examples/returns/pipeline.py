@@ -87,7 +87,10 @@ returns = hr.Model(
     features=[Customer, Item, ItemQuantity, CustomerQuantity, ItemCountry, CustomerItem],
     learner=preprocessing.StandardScaler()
     | linear_model.LogisticRegression(
-        optimizer=optim.AdaGrad(0.015), intercept_init=math.log(PRIOR / (1 - PRIOR)), intercept_lr=0.001
+        # eps=1: or the outcomes of the first hours alone would set the weights.
+        optimizer=optim.AdaGrad(0.015, eps=1.0),
+        intercept_init=math.log(PRIOR / (1 - PRIOR)),
+        intercept_lr=0.001,
     ),
     outcome=taken_back,
     baselines={"item": Item._rate, "customer": Customer._rate},
