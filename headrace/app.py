@@ -49,6 +49,8 @@ class App:
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise DeclarationError(f"App {name}: partitions={partitions} is not between 1 and {MAX_PARTITIONS}")
         plan.topics(self)
+        for model in self.models:
+            plan.check(model)
 
     @property
     def events(self) -> tuple[type[Event], ...]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from headrace.models.drift import DriftMonitor
+from headrace.models import artifacts
+from headrace.models.drift import ERRORS, DriftMonitor
 from headrace.models.evaluation import Evaluator
 from headrace.models.learner import Learner
 from headrace.models.maturity import Mature
 from headrace.models.model import Model
+from headrace.models.rehearsal import rehearse
 from headrace.models.versions import REGISTRY
 from headrace.serving.scorer import Scorer
 from headrace.streams.batch import Operator
@@ -120,6 +122,20 @@ def _outcomes(models: Iterable[Model], sets: Iterable[type[Features]]) -> list[O
     return list(found.values())
 
 
+def check(model: Model) -> None:
+    """Raises DeclarationError where the learner cannot learn the features, or a watch watches nothing."""
+    every = {f.name: f.kind for one in model.features for f in columns(one)}
+    kinds = {name: every[column] for column, name in model_columns(model)}
+    for watch in model.watch:
+        if watch.on not in ERRORS and watch.on != "score" and kinds.get(watch.on, "str") == "str":
+            numbers = ", ".join(n for n, kind in kinds.items() if kind != "str")
+            raise DeclarationError(
+                f"Model {model.name}: {watch.kind}({watch.on!r}) watches nothing that is a number: write one of "
+                f'{", ".join(ERRORS)}; "score"; or a feature: {numbers}'
+            )
+    rehearse(model, kinds)
+
+
 def model_columns(model: Model) -> list[tuple[str, str]]:
     """(column of the batch, name for the model) of the features a model sees.
 
@@ -220,7 +236,8 @@ def _learning_stage(app: App, model: Model) -> Stage:
         if any(w.moment == "outcome" for w in model.watch):
             operators.append(DriftMonitor(model, "outcome"))
         read = [Input(Source(topic, OutcomeCodec()), Partition(topic, number))]
-        return Task(name, number, read, operators, store, Partition(f"{group}.changelog", number)), []
+        changelog = Partition(f"{group}.changelog", number)
+        return Task(name, number, read, operators, store, changelog, _learnt(model)), []
 
     outputs = (REGISTRY, f"metrics.{model.name}", f"drift.{model.name}")
     return Stage(name, group, 1, (topic,), outputs, build)
@@ -287,6 +304,16 @@ def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[M
     parts += [f"{o.known_stream} {o.match} {o.within} {o.quantity}" for o in outcomes]
     parts += [f"{m.name} {[w.key for w in m.watch]}" for m in models]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _learnt(model: Model) -> str:
+    """A fingerprint of what shapes the state of learning."""
+    assert model.outcome is not None
+    shape = [
+        artifacts.fingerprint(model.learner.clone()), model.outcome.prior, model.outcome.within, model.publish_every,
+        model_columns(model), list(model.baselines), [w.key for w in model.watch],
+    ]  # fmt: skip
+    return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
 
 
 def topics(app: App) -> tuple[Topic, ...]:

@@ -11,10 +11,12 @@ import io
 import pickle
 import types
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
 import numpy as np
 from headrace.models.errors import ArtifactError
+from river.proba.base import Distribution
 
 PROTOCOL = 5
 
@@ -86,9 +88,10 @@ def _is_rivers(found: object, module: str) -> bool:
 
 def _method(owner: object, name: str) -> Any:
     """A bound method of an object of river, as pickles ask for it; in place of `getattr`."""
-    found = getattr(type(owner), name, None) if isinstance(name, str) else None
-    if not type(owner).__module__.startswith("river.") or not _is_rivers(found, type(owner).__module__):
-        raise _refused(f"attribute {name!r} of {type(owner).__module__}.{type(owner).__name__}")
+    kind = type(owner)
+    found = getattr(kind, str(name), None)
+    if not isinstance(found, types.FunctionType) or not all(m.__module__.startswith("river.") for m in (kind, found)):
+        raise _refused(f"attribute {name!r} of {kind.__module__}.{kind.__name__}")
     return getattr(owner, name)
 
 
@@ -150,6 +153,9 @@ class _Canonical(pickle.Pickler):
         self._met[id(thing)] = (len(self._met), thing)
         if isinstance(thing, set | frozenset):
             return (type(thing).__name__, *sorted(map(_canonical, thing)))
+        if isinstance(thing, Distribution):
+            # It may be sampled, by a generator that river seeds from the clock; classifiers only ask for densities.
+            return (type(thing).__name__, *((k, v) for k, v in vars(thing).items() if not isinstance(v, Random)))
         return None
 
 

@@ -1,4 +1,9 @@
-"""Drift: river's detectors on a model's features, predictions and errors; alarms go to `drift.<model>`."""
+"""Drift: river's detectors on a model's features, predictions and errors; alarms go to `drift.<model>`.
+
+Detectors take what they see for independent. Events seldom are: the lines of one invoice come together and are
+returned together, and a detector that sees each of them takes every large invoice for a change. `mean_of` lets it
+see the means of so many values in turn; choose it longer than what comes together.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from headrace.models.model import Model
 from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
-from headrace.streams.outcomes import Prediction, Settled
+from headrace.streams.outcomes import Prediction
 from river import drift as river_drift
 from river.drift import binary
 
@@ -30,98 +35,154 @@ ERRORS: dict[str, Callable[[float, bool], float]] = {
 class Watch:
     """A detector on one number of a model: an error of `ERRORS`, "score", or a feature's name.
 
-    Errors are seen when outcomes mature, scores and features when the prediction is made.
+    Errors are seen when outcomes mature, scores and features when the prediction is made; missing values never.
+
+    settings: the detector's parameters, as they would be written
+    mean_of:  the detector sees the mean of this many values in turn
     """
 
     on: str
     kind: str
+    settings: str
     make: Callable[[], Any]
     binary: bool = False
+    mean_of: int = 1
 
     @property
     def key(self) -> str:
-        return f"{self.kind}({self.on})"
+        return f"{self.kind}({self.on!r}, {self.settings})"
 
     @property
     def moment(self) -> Literal["outcome", "prediction"]:
         return "outcome" if self.on in ERRORS else "prediction"
 
 
-def _watch(on: str, kind: str, make: Callable[[], Any], *, is_binary: bool = False) -> Watch:
-    if is_binary and on not in ("error", "outcome"):
+def _watch(
+    on: str, kind: str, detector: Callable[..., Any], settings: dict[str, object], mean_of: int | None = None
+) -> Watch:
+    """mean_of None: a detector of a stream of 0 and 1."""
+    binary = mean_of is None
+    if binary and on not in ("error", "outcome"):
         raise DeclarationError(f'{kind} watches a stream of 0 and 1: write {kind}("error"), not {kind}({on!r})')
+    if mean_of is not None and mean_of < 1:
+        raise DeclarationError(f"{kind}({on!r}): mean_of={mean_of} must be at least 1")
     try:
-        make()
+        detector(**settings)
     except Exception as error:
         raise DeclarationError(f"{kind}({on!r}): {error}") from error
-    return Watch(on, kind, make, is_binary)
+    said = settings if binary else {**settings, "mean_of": mean_of}
+    text = ", ".join(f"{name}={value!r}" for name, value in said.items())
+    return Watch(on, kind, text, lambda: detector(**settings), binary, mean_of or 1)
 
 
-def ADWIN(on: str, *, delta: float = 0.002, clock: int = 32, grace_period: int = 10) -> Watch:
-    """Adaptive windowing: a change of the mean. delta bounds the false alarms (Bifet and Gavaldà, 2007)."""
-    return _watch(
-        on,
-        "ADWIN",
-        lambda: river_drift.ADWIN(delta=delta, clock=clock, grace_period=grace_period),  # type: ignore[no-untyped-call]
-    )
+def ADWIN(on: str, *, delta: float = 0.002, clock: int = 32, grace_period: int = 10, mean_of: int = 1) -> Watch:
+    """Adaptive windowing: a change of the mean, up or down (Bifet and Gavaldà, SIAM SDM 2007).
+
+    delta: the probability of a false alarm at a test; clock: a test every so many values; grace_period: none before
+    so many values. Its bound is for values between 0 and 1: of a mean of a few hundredths it sees even a doubling late.
+    """
+    settings: dict[str, object] = {"delta": delta, "clock": clock, "grace_period": grace_period}
+    return _watch(on, "ADWIN", river_drift.ADWIN, settings, mean_of)
 
 
 def PageHinkley(
-    on: str, *, min_instances: int = 30, delta: float = 0.005, threshold: float = 50.0, mode: str = "both"
+    on: str,
+    *,
+    min_instances: int = 30,
+    delta: float = 0.005,
+    threshold: float = 50.0,
+    mode: str = "both",
+    mean_of: int = 1,
 ) -> Watch:
-    """A drift of the mean away from its running value by the Page-Hinkley test (Page, 1954)."""
-    return _watch(
-        on,
-        "PageHinkley",
-        lambda: river_drift.PageHinkley(min_instances=min_instances, delta=delta, threshold=threshold, mode=mode),
-    )
+    """A drift of the mean away from its running value by the Page-Hinkley test (Page, Biometrika 41, 1954).
+
+    delta: the change that is let pass; threshold: the sum of what exceeds it at which the alarm comes. Both are in
+    the unit of what is watched: of values with standard deviation s, a sum passes the threshold by chance between two
+    returns to its extreme with probability about exp(-2 delta threshold / s^2). mode: "up", "down" or "both".
+    """
+    settings: dict[str, object] = {"min_instances": min_instances, "delta": delta, "threshold": threshold, "mode": mode}
+    return _watch(on, "PageHinkley", river_drift.PageHinkley, settings, mean_of)
 
 
-def KSWIN(on: str, *, alpha: float = 0.005, window_size: int = 100, stat_size: int = 30, seed: int = 0) -> Watch:
-    """A change of distribution between a window and its newest part, by Kolmogorov-Smirnov (Raab et al., 2020)."""
-    return _watch(
-        on,
-        "KSWIN",
-        lambda: river_drift.KSWIN(alpha=alpha, window_size=window_size, stat_size=stat_size, seed=seed),
-    )
+def KSWIN(
+    on: str, *, alpha: float = 0.005, window_size: int = 100, stat_size: int = 30, seed: int = 0, mean_of: int = 1
+) -> Watch:
+    """A change of distribution between a window and its newest part, by Kolmogorov-Smirnov (Raab et al., 2020).
+
+    alpha: the probability of a false alarm at each value.
+    """
+    settings: dict[str, object] = {"alpha": alpha, "window_size": window_size, "stat_size": stat_size, "seed": seed}
+    return _watch(on, "KSWIN", river_drift.KSWIN, settings, mean_of)
 
 
 def DDM(on: str = "error", *, warm_start: int = 30, drift_threshold: float = 3.0) -> Watch:
-    """An error rate above its best by standard deviations (Gama et al., 2004)."""
-    return _watch(on, "DDM", lambda: binary.DDM(warm_start=warm_start, drift_threshold=drift_threshold), is_binary=True)
+    """An error rate above its lowest so far by standard deviations (Gama, Medas, Castillo, Rodrigues, 2004).
+
+    Errors must not be rare: after warm_start values without one, the first error is an alarm.
+    """
+    return _watch(on, "DDM", binary.DDM, {"warm_start": warm_start, "drift_threshold": drift_threshold})
 
 
 def EDDM(on: str = "error", *, warm_start: int = 30, beta: float = 0.9) -> Watch:
-    """A shrinking distance between errors (Baena-García et al., 2006)."""
-    return _watch(on, "EDDM", lambda: binary.EDDM(warm_start=warm_start, beta=beta), is_binary=True)
+    """A distance between errors that shrinks below beta of its greatest (Baena-García et al., 2006).
+
+    It promises no rate of false alarms: beta is a ratio, not a probability.
+    """
+    return _watch(on, "EDDM", binary.EDDM, {"warm_start": warm_start, "beta": beta})
 
 
 def HDDM_A(on: str = "error", *, drift_confidence: float = 0.001, two_sided: bool = False) -> Watch:
-    """A change of the error's average, by Hoeffding's bound (Frías-Blanco et al., 2015)."""
-    return _watch(
-        on,
-        "HDDM_A",
-        lambda: binary.HDDMA(drift_confidence=drift_confidence, two_sided_test=two_sided),  # type: ignore[no-untyped-call]
-        is_binary=True,
-    )
+    """A rise of the error's average, by Hoeffding's bound (Frías-Blanco et al., IEEE TKDE 27, 2015).
+
+    drift_confidence: the probability of a false alarm at each value. two_sided: a fall too.
+    """
+    return _watch(on, "HDDM_A", binary.HDDMA, {"drift_confidence": drift_confidence, "two_sided_test": two_sided})
 
 
 def HDDM_W(
     on: str = "error", *, drift_confidence: float = 0.001, lambda_val: float = 0.05, two_sided: bool = False
 ) -> Watch:
-    """A change of the error's weighted average, by McDiarmid's bound (Frías-Blanco et al., 2015)."""
-    return _watch(
-        on,
-        "HDDM_W",
-        lambda: binary.HDDMW(  # type: ignore[no-untyped-call]
-            drift_confidence=drift_confidence, lambda_val=lambda_val, two_sided_test=two_sided
-        ),
-        is_binary=True,
-    )
+    """A rise of the error's weighted average, by McDiarmid's bound (Frías-Blanco et al., IEEE TKDE 27, 2015).
+
+    drift_confidence: the probability of a false alarm at each value. lambda_val: the weight of the newest value; more
+    reacts faster to large changes. two_sided: a fall too.
+    """
+    settings: dict[str, object] = {
+        "drift_confidence": drift_confidence, "lambda_val": lambda_val, "two_sided_test": two_sided
+    }  # fmt: skip
+    return _watch(on, "HDDM_W", binary.HDDMW, settings)
+
+
+class _Watched:
+    """A watch at work: its detector, and the values that the next mean is of."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.detector = watch.make()
+        self.total = 0.0
+        self.count = 0
+        self.moved = self.counted = False
+
+    def see(self, value: float) -> float | None:
+        """Take a value; what the detector was shown when it raised an alarm, or None."""
+        self.total += value
+        self.count += 1
+        self.counted = True
+        if self.count < self.watch.mean_of:
+            return None
+        shown = self.total / self.count
+        self.total, self.count = 0.0, 0
+        self.detector.update(bool(shown) if self.watch.binary else shown)
+        self.moved = True
+        return shown if self.detector.drift_detected else None
 
 
 class DriftMonitor:
-    """Feeds detectors one value at a time, in order, and publishes an alarm when one fires."""
+    """Feeds detectors one value at a time, in order, and publishes an alarm when one fires.
+
+    The detector starts anew after its alarm. Memory is the detectors' own: logarithmic in the stream for ADWIN, a
+    window for KSWIN, constant for the others.
+    """
 
     def __init__(self, model: Model, moment: Literal["outcome", "prediction"]) -> None:
         self.name = f"drift.{model.name}.{moment}"
@@ -132,52 +193,48 @@ class DriftMonitor:
         self.clear()
 
     def clear(self) -> None:
-        self._detectors = {w.key: w.make() for w in self._watches}
-        self._touched = False
+        self._watched = {w.key: _Watched(w) for w in self._watches}
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        for key, value in rows:
-            if key.decode() in self._detectors:
-                self._detectors[key.decode()] = artifacts.load(value)
+        for row, value in rows:
+            kind, _, key = row.decode().partition(" ")
+            if kind == "detector":
+                self._watched[key].detector = artifacts.load(value)
+            else:
+                self._watched[key].total, self._watched[key].count = msgspec.msgpack.decode(value)
 
     def changes(self) -> list[Change]:
-        if not self._touched:
-            return []
-        self._touched = False
-        return [(key.encode(), artifacts.dump(detector)) for key, detector in self._detectors.items()]
+        changes: list[Change] = []
+        for key, watched in self._watched.items():
+            if watched.moved:
+                changes.append((f"detector {key}".encode(), artifacts.dump(watched.detector)))
+            if watched.counted and watched.watch.mean_of > 1:
+                changes.append((f"mean {key}".encode(), msgspec.msgpack.encode((watched.total, watched.count))))
+            watched.moved = watched.counted = False
+        return changes
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)
         if rows is None or not len(rows) or not self._watches:
             return
-        self._touched = True
         if self._moment == "outcome":
             for settled in rows.fields["outcome"].tolist():
-                self._see(self._of_outcome(settled), micros(settled.matures), settled.id, out)
+                for watched in self._watched.values():
+                    value = ERRORS[watched.watch.on](settled.score, settled.outcome)
+                    self._see(watched, value, micros(settled.matures), settled.id, out)
         else:
-            column = rows.fields[f"prediction.{self._model}"].tolist()
-            for value in column:
-                made = msgspec.json.decode(value, type=Prediction)
-                self._see(self._of_prediction(made), micros(made.at), made.id, out)
+            for encoded in rows.fields[f"prediction.{self._model}"].tolist():
+                made = msgspec.json.decode(encoded, type=Prediction)
+                for watched in self._watched.values():
+                    on = watched.watch.on
+                    found = made.score if on == "score" else made.features.get(on)
+                    if isinstance(found, float):
+                        self._see(watched, found, micros(made.at), made.id, out)
 
-    def _of_outcome(self, settled: Settled) -> dict[str, float | None]:
-        return {w.key: ERRORS[w.on](settled.score, settled.outcome) for w in self._watches}
-
-    def _of_prediction(self, made: Prediction) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for watch in self._watches:
-            value = made.score if watch.on == "score" else made.features.get(watch.on)
-            found[watch.key] = float(value) if isinstance(value, int | float) else None
-        return found
-
-    def _see(self, values: dict[str, float | None], at: int, event: str, out: Outputs) -> None:
-        for watch in self._watches:
-            value, detector = values[watch.key], self._detectors[watch.key]
-            if value is None:
-                continue
-            detector.update(bool(value) if watch.binary else value)
-            if detector.drift_detected:
-                out.append(self._alarm(watch, value, at, event))
+    def _see(self, watched: _Watched, value: float, at: int, event: str, out: Outputs) -> None:
+        shown = watched.see(value)
+        if shown is not None:
+            out.append(self._alarm(watched.watch, shown, at, event))
 
     def _alarm(self, watch: Watch, value: float, at: int, event: str) -> Record:
         alarm = {
@@ -185,6 +242,7 @@ class DriftMonitor:
             "at": when(at),
             "detector": watch.kind,
             "on": watch.on,
+            "settings": watch.settings,
             "value": value,
             "event": event,
             "message": f"{watch.kind} saw {watch.on} of {self._model} change at {when(at):%Y-%m-%d %H:%M}",

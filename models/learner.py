@@ -23,8 +23,20 @@ class _Tally(msgspec.Struct):
     at: int = 0
 
 
+SNAPSHOT_EVERY = 1_000
+"""Outcomes between two snapshots at most: a start learns these again, a few seconds for the slowest estimators."""
+
+_SNAPSHOT = b"snapshot"
+_TALLY = b"tally"
+_OUTCOME = b"outcome"
+
+
 class Learner:
     """Learns each mature outcome once, in order. Its state is a function of the outcomes' order alone.
+
+    Its rows are a snapshot of the estimator and the outcomes learnt since, which are learnt again at a start. A
+    snapshot is taken once these weigh more than it does, or after `SNAPSHOT_EVERY` of them; so what a commit writes
+    is in proportion to what was learnt, however large the estimator.
 
     Raises LearnerError where the estimator fails.
     """
@@ -40,20 +52,55 @@ class Learner:
     def clear(self) -> None:
         self.estimator = self._model.learner.clone()
         self.tally = _Tally()
-        self._touched = False
+        self._fresh: list[Settled] = []
+        self._rows: list[bytes] = []
+        self._rows_size = 0
+        self._snapshot_size = 0
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        for key, value in rows:
-            if key == b"estimator":
-                self.estimator = artifacts.load(value)
-            else:
-                self.tally = msgspec.json.decode(value, type=_Tally)
+        found = dict(rows)
+        if _TALLY not in found:
+            return
+        tally = msgspec.json.decode(found.pop(_TALLY), type=_Tally)
+        if _SNAPSHOT in found:
+            snapshot = found.pop(_SNAPSHOT)
+            self.estimator = artifacts.load(snapshot)
+            self._snapshot_size = len(snapshot)
+        self._rows = sorted(found)
+        self._rows_size = sum(map(len, found.values()))
+        for key in self._rows:
+            self._learn(msgspec.json.decode(found[key], type=Settled))
+        self.tally = tally
+        self._fresh.clear()
 
     def changes(self) -> list[Change]:
-        if not self._touched:
+        if not self._fresh:
             return []
-        self._touched = False
-        return [(b"estimator", artifacts.dump(self.estimator)), (b"tally", msgspec.json.encode(self.tally))]
+        fresh = self._weighed()
+        if fresh is None:
+            snapshot = artifacts.dump(self.estimator)
+            changes: list[Change] = [(_SNAPSHOT, snapshot), *((key, None) for key in self._rows)]
+            self._rows, self._rows_size, self._snapshot_size = [], 0, len(snapshot)
+        else:
+            changes = list(fresh)
+            self._rows += [key for key, _ in fresh]
+            self._rows_size += sum(len(value) for _, value in fresh)
+        self._fresh.clear()
+        return [*changes, (_TALLY, msgspec.json.encode(self.tally))]
+
+    def _weighed(self) -> list[tuple[bytes, bytes]] | None:
+        """The fresh outcomes as rows; None where a snapshot is due instead."""
+        if len(self._rows) + len(self._fresh) > SNAPSHOT_EVERY:
+            return None
+        first, size = self.tally.learnt - len(self._fresh), self._rows_size
+        fresh = []
+        for n, settled in enumerate(self._fresh, first):
+            value = msgspec.json.encode(settled)
+            size += len(value)
+            if size > self._snapshot_size:
+                return None
+            fresh.append((_OUTCOME + n.to_bytes(8, "big"), value))
+        return fresh
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)
@@ -66,7 +113,6 @@ class Learner:
             last = i + 1 == len(outcomes) or seen[i + 1] != seen[i]
             if last and self.tally.learnt - self.tally.published >= self._model.publish_every:
                 out.append(self._version(seen[i]))
-        self._touched = True
 
     def _learn(self, settled: Settled) -> None:
         features: dict[Hashable, Any] = {name: value for name, value in settled.features.items() if value is not None}
@@ -77,6 +123,7 @@ class Learner:
                 f"the learner of {self._model.name} failed on the outcome of {settled.id}, features {features}: "
                 f"{type(error).__name__}: {error}. Mend the learner, then start again: it goes on at this outcome"
             ) from error
+        self._fresh.append(settled)
         self.tally.learnt += 1
         self.tally.positives += settled.outcome
         self.tally.at = micros(settled.matures)

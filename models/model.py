@@ -22,11 +22,14 @@ class Model:
 
     on:            the event that is scored, once each
     features:      the feature sets whose public features the model sees
-    learner:       any river classifier or pipeline that ends in one; it is copied, never changed
+    learner:       any river classifier that tells probabilities, or a pipeline that ends in one, its random parts
+                   seeded; it is copied, never changed
     outcome:       where the truth comes from; without it the model is never evaluated and never learns
     baselines:     features that are probabilities themselves, judged beside the model by name; a private one will do
     watch:         drift detectors; alarms go to `drift.<name>`
     publish_every: a version is published after this many outcomes learnt
+
+    Raises DeclarationError where that cannot be.
     """
 
     def __init__(
@@ -47,6 +50,14 @@ class Model:
             raise DeclarationError(f"Model {name}: features is empty; name at least one hr.Features class")
         if publish_every < 1:
             raise DeclarationError(f"Model {name}: publish_every={publish_every} must be at least 1")
+        keys = [w.key for w in watch]
+        for one in watch:
+            if keys.count(one.key) > 1:
+                raise DeclarationError(f"Model {name}: {one.key} is watched twice; once is enough")
+            if one.moment == "outcome" and outcome is None:
+                raise DeclarationError(
+                    f"Model {name}: {one.kind}({one.on!r}) watches outcomes, and the model has none: give it outcome="
+                )
         self.name = name
         self.on = on
         self.features = tuple(features)

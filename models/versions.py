@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from headrace.models import artifacts
+from headrace.models.errors import ArtifactError
 
 REGISTRY = "registry"
 
@@ -37,7 +38,7 @@ class Version(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, frozen=True)
 class Loaded:
-    """A version ready to score."""
+    """A version ready to score. estimator None: nothing is learnt yet."""
 
     name: str
     rate: float
@@ -49,12 +50,21 @@ def encode(version: Version) -> bytes:
 
 
 def decode(value: bytes) -> Version:
-    return msgspec.json.decode(value, type=Version)
+    """Raises ArtifactError where the record is no version."""
+    try:
+        return msgspec.json.decode(value, type=Version)
+    except msgspec.DecodeError as error:
+        raise ArtifactError(
+            f"a record of the {REGISTRY} topic is no version of a model ({error}): {value[:80]!r}"
+        ) from error
 
 
 def load(version: Version) -> Loaded:
     """Raises ArtifactError where the artifact must not or cannot be read."""
-    estimator = artifacts.load(base64.b64decode(version.artifact))
+    try:
+        estimator = artifacts.load(base64.b64decode(version.artifact, validate=True))
+    except (ArtifactError, ValueError) as error:
+        raise ArtifactError(f"{version.version}: {error}") from error
     return Loaded(version.version, version.rate, estimator)
 
 

@@ -1,10 +1,14 @@
 """The errors of serving."""
 
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import CannotGoOn, HeadraceError
 
 
 class ServingError(HeadraceError):
     """Serving cannot start as asked."""
+
+
+class ScoringError(CannotGoOn, ServingError):
+    """A model failed on an event. The message names the event, the version and what the model was given."""
 
 
 class Refused(ServingError):

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from headrace.models import versions
 from headrace.models.model import Model
+from headrace.serving.errors import ScoringError
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.durations import when
-from headrace.streams.errors import OperatorError
 from headrace.streams.log import Fetched
 from headrace.streams.outcomes import Prediction
 
@@ -77,11 +77,12 @@ class Scorer:
         now = self._now()
         values = []
         for i, features in enumerate(self._features(rows)):
+            event = rows.event_id(i)
             prediction = Prediction(
-                id=rows.event_id(i),
+                id=event,
                 key=str(keys[i]),
                 at=when(times[i]),
-                score=self._score(rows.event_id(i), features),
+                score=score(self.version, features, self._prior, event),
                 baselines=baselines[i],
                 version=self.version.name,
                 route="embedded",
@@ -94,15 +95,6 @@ class Scorer:
         column = np.empty(len(values), np.object_)
         column[:] = values
         rows.fields[self.column] = column
-
-    def _score(self, event: str, features: dict[str, float | str | None]) -> float:
-        try:
-            return score(self.version, features, self._prior)
-        except Exception as error:
-            raise OperatorError(
-                f"{self.version.name} failed to score {event}, features {features}: {type(error).__name__}: {error}. "
-                f"Mend the model, then start again: it goes on at this event"
-            ) from error
 
     def _judged_beside(self, rows: Rows) -> list[dict[str, float]]:
         """Each row's baselines by name."""
@@ -130,10 +122,20 @@ def _listed(column: Column) -> list[Any]:
     return listed
 
 
-def score(version: versions.Loaded, features: dict[str, float | str | None], prior: float) -> float:
-    """The probability of True; the prior before the first version, or where the model has no finite answer."""
+def score(version: versions.Loaded, features: Mapping[str, float | str | None], prior: float, event: str = "") -> float:
+    """The probability of True; the prior before the first version, or where the model has no finite answer.
+
+    features: missing ones (None) are not shown to the model
+    Raises ScoringError where the model fails.
+    """
     if version.estimator is None:
         return prior
     known = {name: value for name, value in features.items() if value is not None}
-    answer = version.estimator.predict_proba_one(known).get(True)
-    return float(answer) if answer is not None and math.isfinite(answer) else prior
+    try:
+        answer = version.estimator.predict_proba_one(known).get(True)
+    except Exception as error:
+        raise ScoringError(
+            f"{version.name} cannot score event {event or '(unnamed)'} with {known}: {type(error).__name__}: {error}. "
+            f"Mend the model, then start again: it goes on at this event"
+        ) from error
+    return min(max(float(answer), 0.0), 1.0) if answer is not None and math.isfinite(answer) else prior

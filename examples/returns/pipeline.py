@@ -87,11 +87,21 @@ returns = hr.Model(
     features=[Customer, Item, ItemQuantity, CustomerQuantity, ItemCountry, CustomerItem],
     learner=preprocessing.StandardScaler()
     | linear_model.LogisticRegression(
-        optimizer=optim.AdaGrad(0.015), intercept_init=math.log(PRIOR / (1 - PRIOR)), intercept_lr=0.001
+        # eps=1: or the outcomes of the first hours alone would set the weights.
+        optimizer=optim.AdaGrad(0.015, eps=1.0),
+        intercept_init=math.log(PRIOR / (1 - PRIOR)),
+        intercept_lr=0.001,
     ),
     outcome=taken_back,
     baselines={"item": Item._rate, "customer": Customer._rate},
-    watch=[hr.drift.ADWIN("log_loss"), hr.drift.PageHinkley("score"), hr.drift.ADWIN("value_deviation")],
+    # The lines of an invoice come together, are much alike and are returned together; detectors take what they see for
+    # independent, so they see means of several invoices. Scores: an alarm where their mean moves by more than half a
+    # percentage point; the others: where their distribution does, by a test that fails once in 10,000 means.
+    watch=[
+        hr.drift.PageHinkley("score", delta=0.005, threshold=0.05, mean_of=500),
+        hr.drift.KSWIN("log_loss", alpha=1e-4, mean_of=100),
+        hr.drift.KSWIN("value_deviation", alpha=1e-4, mean_of=100),
+    ],
 )
 
 app = hr.App("returns", models=[returns])

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.models import versions
-from headrace.serving.scorer import Scorer
-from headrace.streams.batch import Batch, Change, Outputs, Rows
+from headrace.streams.batch import Batch, Change, Outputs
 from headrace.streams.codecs import codec
 from headrace.streams.errors import OperatorError
 from headrace.streams.inputs import Input, Source
@@ -88,22 +86,3 @@ def test_an_operator_that_fails_is_told_with_the_events_of_its_batch() -> None:
     says = r"fails of task orders failed on one of the events orders-3-7 to 8: KeyError: 'price'. Mend the program"
     with pytest.raises(OperatorError, match=says):
         task.work(10)
-
-
-def test_a_model_that_cannot_score_is_told_with_the_event_and_its_features() -> None:
-    class Fussy:
-        def predict_proba_one(self, x: dict[str, float]) -> dict[bool, float]:
-            raise ValueError("no such feature")
-
-    scorer = Scorer(poison.model, [("Customer.quantity", "quantity")], {}, lambda: 0.0)
-    scorer.version = versions.Loaded("returns@7", 0.1, Fussy())
-    rows = Rows(
-        at=np.arange(1),
-        fields={"customer": np.array(["a"], np.object_), "Customer.quantity": np.array([2.0])},
-        topic="orders",
-        offset=np.array([5]),
-        published=np.zeros(1, np.int64),
-    )
-    says = r"returns@7 failed to score orders-0-5, features \{'quantity': 2.0\}: ValueError: no such feature"
-    with pytest.raises(OperatorError, match=says):
-        scorer.process(Batch(np.zeros(1, np.int64), np.zeros(1, np.int64), {"orders": rows}), [])

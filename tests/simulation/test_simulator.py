@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from headrace.streams.inputs import NEVER, Merge
+from headrace.streams.batch import NEVER
+from headrace.streams.inputs import Merge
 from headrace.streams.log import Writer
 from headrace.streams.runner import Runner
 from headrace.streams.task import Task, Work

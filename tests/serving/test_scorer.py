@@ -1,0 +1,149 @@
+"""The embedded scorer: which version answers, what it is shown, and what it says where it cannot answer."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from headrace.models import artifacts, versions
+from headrace.models.errors import ArtifactError
+from headrace.models.learner import Learner
+from headrace.serving.errors import ScoringError
+from headrace.serving.scorer import Scorer, score
+from headrace.streams.batch import Batch, Column, Outputs, Rows
+from headrace.streams.durations import micros
+from headrace.streams.log import Fetched, Partition
+from headrace.streams.outcomes import Prediction
+from river import linear_model, preprocessing
+
+from tests.models.outcomes import PRIOR, T0, model, run, stream
+
+LEARNER = preprocessing.StandardScaler() | linear_model.LogisticRegression()
+COLUMNS = [("Customer.a", "a"), ("Customer.b", "b"), ("Customer.country", "country")]
+
+
+def scorer() -> Scorer:
+    return Scorer(model(LEARNER), COLUMNS, {"customer": "Customer._rate"}, now=lambda: T0.timestamp() + 2.5)
+
+
+def registry(*values: bytes | None, key: bytes = b"returns") -> Fetched:
+    n = len(values)
+    empty = np.zeros(n, np.int64)
+    return Fetched(Partition("registry", 0), np.arange(n), empty, [key] * n, list(values), n, n)
+
+
+def published() -> list[bytes]:
+    return [r.value or b"" for r in run(Learner(model(LEARNER, publish_every=100)), stream(1, 300))]
+
+
+def predictions(one: Scorer, **columns: list[Any]) -> list[Prediction]:
+    rows = len(next(iter(columns.values())))
+    fields: dict[str, Column] = {"customer": np.array(["anna"] * rows, np.object_)}
+    given = {"a": [1.0] * rows, "b": [1.0] * rows, "country": [None] * rows, "_rate": [0.5] * rows, **columns}
+    for name, values in given.items():
+        text = name == "country"
+        fields[f"Customer.{name}"] = np.array(values, np.object_) if text else np.array(values, np.float64)
+    at = np.arange(rows)
+    published = np.full(rows, micros(T0))
+    orders = Rows(at, fields, "orders", 3, at + 10, published)
+    batch = Batch(published.copy(), np.zeros(rows, np.int64), {"orders": orders})
+    out: Outputs = []
+    one.process(batch, out)
+    assert [r.value for r in out] == batch.streams["orders"].fields["prediction.returns"].tolist()
+    assert {(r.topic, r.key) for r in out} == {("predictions.returns", b"anna")}
+    return [msgspec.json.decode(r.value or b"", type=Prediction) for r in out]
+
+
+def test_before_the_first_version_the_answer_is_the_declared_prior() -> None:
+    (made,) = predictions(scorer(), a=[0.3])
+    assert (made.score, made.version) == (PRIOR, "returns@0")
+    assert made.baselines == {"base": PRIOR, "customer": 0.5}
+
+
+def test_the_prediction_names_the_version_and_carries_the_features_that_made_it() -> None:
+    one = scorer()
+    newest = published()[-1]
+    one.follow(registry(newest))
+    made = predictions(one, a=[0.3, math.nan], b=[math.nan, 2.0])
+    assert [p.id for p in made] == ["orders-3-10", "orders-3-11"]
+    assert made[0].features == {"a": 0.3, "b": None, "country": None}
+    assert made[1].features == {"a": None, "b": 2.0, "country": None}
+    assert {p.version for p in made} == {"returns@300"}
+    assert {p.latency_ms for p in made} == {2500.0}
+    estimator = versions.load(versions.decode(newest)).estimator
+    assert made[0].score == estimator.predict_proba_one({"a": 0.3})[True]
+    assert made[1].score == estimator.predict_proba_one({"b": 2.0})[True]
+
+
+def test_versions_are_followed_in_the_order_of_the_registry_and_other_models_ignored() -> None:
+    one = scorer()
+    first, second, third = published()
+    one.follow(registry(first, second))
+    assert one.version.name == "returns@200"
+    one.follow(registry(third, key=b"others"))
+    assert one.version.name == "returns@200"
+    one.follow(registry(None))
+    assert one.version.name == "returns@200"
+    one.follow(registry(third))
+    assert one.version.name == "returns@300"
+
+
+def test_a_version_that_cannot_be_read_stops_the_scorer_and_is_named() -> None:
+    version = msgspec.structs.replace(versions.decode(published()[0]), artifact=base64.b64encode(b"?").decode())
+    with pytest.raises(ArtifactError, match="returns@100"):
+        scorer().follow(registry(versions.encode(version)))
+    with pytest.raises(ArtifactError, match="no version of a model"):
+        scorer().follow(registry(b"?"))
+
+
+def test_where_a_baseline_is_missing_the_base_rate_stands_in() -> None:
+    one = scorer()
+    one.follow(registry(published()[-1]))
+    made = predictions(one, _rate=[math.nan, 0.25])
+    assert [p.baselines["customer"] for p in made] == [one.version.rate, 0.25]
+    assert {p.baselines["base"] for p in made} == {one.version.rate}
+
+
+class Answering:
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def predict_proba_one(self, x: dict[str, object]) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({}, PRIOR),
+        ({True: math.nan}, PRIOR),
+        ({True: math.inf}, PRIOR),
+        ({False: 1.0}, PRIOR),
+        ({True: 0}, 0.0),
+        ({True: 1 + 1e-12, False: 0.0}, 1.0),
+        ({True: -1e-12}, 0.0),
+        ({True: 0.25, False: 0.75}, 0.25),
+    ],
+)
+def test_a_model_without_a_finite_answer_says_the_prior(answer: object, said: float) -> None:
+    assert score(versions.Loaded("returns@1", 0.4, Answering(answer)), {"a": 1.0}, PRIOR) == said
+
+
+def test_a_model_that_fails_on_an_event_is_told_with_the_event_and_the_features() -> None:
+    one = scorer()
+    one.version = versions.Loaded("returns@300", 0.4, linear_model.SoftmaxRegression())
+    one.version.estimator.learn_one({"country": 1.0}, True)
+    with pytest.raises(ScoringError, match=r"returns@300 cannot score event orders-3-11 with .*'Peru'.*TypeError"):
+        predictions(one, country=[None, "Peru"])
+
+
+def test_scoring_changes_no_version() -> None:
+    one = scorer()
+    one.follow(registry(published()[-1]))
+    before = artifacts.fingerprint(one.version.estimator)
+    predictions(one, a=[0.1, 99.0, math.nan])
+    assert artifacts.fingerprint(one.version.estimator) == before
