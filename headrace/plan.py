@@ -22,7 +22,7 @@ from headrace.streams.codecs import MAX_EVENT_BYTES, codec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.features import Features, Reference, columns, declaration, operator, references, sources
-from headrace.streams.inputs import Input, Source
+from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
 from headrace.streams.runner import Follow
@@ -196,6 +196,9 @@ def _event_stage(
     if app.partitions > 1:
         _check_partitioning(known[main], sets, outcomes, app.partitions)
     refusing = [t for t in inputs if refused_by.setdefault(t, main) == main]
+    # A stream of outcomes is made of the events that bring them.
+    made_of = [s.origin for one in sets if declaration(one).window is not None for s in sources(one)]
+    windowed = {(o.event if isinstance(o, Outcome) else _event(o)).contract.topic for o in made_of}
     outputs = [f"{t}.{kind}" for t in refusing for kind in ("rejected", "late")]
     outputs += [f"features.{s.__name__}" for s in sets if declaration(s).publish and declaration(s).public]
     for model in models:
@@ -216,7 +219,7 @@ def _event_stage(
                 follows.append(Follow(Partition(REGISTRY, 0), scorer.follow))
             if any(w.moment == "prediction" for w in model.watch):
                 operators.append(DriftMonitor(model, "prediction"))
-        read = [Input(_source(known[t], t in refusing), Partition(t, number)) for t in inputs]
+        read = [Input(_source(known[t], t in refusing, t in windowed), Partition(t, number)) for t in inputs]
         changelog = Partition(f"{group}.changelog", number)
         hurries = Partition(f"{group}.hurries", number) if len(read) > 1 else None
         program = _program(sets, outcomes, models)
@@ -280,7 +283,7 @@ def _check_partitioning(
             )
 
 
-def _source(event: type[Event], refusing: bool) -> Source:
+def _source(event: type[Event], refusing: bool, windowed: bool) -> Source:
     contract = event.contract
     topic = contract.topic
     return Source(
@@ -291,6 +294,7 @@ def _source(event: type[Event], refusing: bool) -> Source:
         f"{topic}.rejected",
         f"{topic}.late",
         refusing,
+        0 if windowed else WAKE,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from headrace.streams import kernels
 from headrace.streams.batch import NEVER, Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.expressions import Type, canonical, evaluate
+from headrace.streams.inputs import WAKE
 from headrace.streams.jsonrows import joined, printed
 from headrace.streams.plans import Declared, Plan, keys, result, taken
 from headrace.streams.tables import Index, Ints, Table
@@ -18,8 +19,8 @@ class FeatureSet:
 
     It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row to
     `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}. An entity that has been idle for
-    longer than every window of the set, and lateness, is forgotten; what is folded for all time, or over the last
-    events, stays.
+    longer than every window of the set, lateness and `WAKE` is forgotten; what is folded for all time, or over the
+    last events, stays.
     """
 
     def __init__(self, features: Declared) -> None:
@@ -35,7 +36,7 @@ class FeatureSet:
             table.seal(self.entities)
         self._topic = f"features.{self.name}"
         self._published = self.declared.public if self.declared.publish else []
-        self._lateness = max(source.lateness for source in plan.streams.values())
+        self._behind = max(source.lateness for source in plan.streams.values()) + WAKE
         self._watermark = NEVER
 
     @property
@@ -120,7 +121,7 @@ class FeatureSet:
         for table in self._tables.values():
             table.changes(found)
         if self.entities.crowded:
-            idle = self._plan.idle(self._watermark - self._lateness, len(self.entities))
+            idle = self._plan.idle(self._watermark - self._behind, len(self.entities))
             gone = self.entities.unused(np.flatnonzero(~idle))
             self._plan.forget(gone, found)
             self.entities.release(gone)

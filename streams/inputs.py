@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from headrace.streams.batch import NEVER, Batch, Record, Rows
 from headrace.streams.codecs import Decoded, Decoder
+from headrace.streams.durations import DAY
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ MAX_BUFFERED_ROWS = 20_000
 MAX_BUFFERED_BYTES = 64_000_000
 """Bytes of their values: so many rows of the largest events would be 20 GB. What one fetch brings comes on top."""
 
+WAKE = DAY
+"""How far behind the task's watermark, beyond lateness, an input that was idle may go on: what is rare (returns) comes
+beside what is frequent (orders), and a moment's difference between two topics makes no event late."""
+
 _NO_TIMES = np.zeros(0, np.int64)
 
 
@@ -32,6 +37,7 @@ class Source:
 
     rejected, late: topics, or empty where the source is one of our own, whose rows are never refused
     refusing:       False where another task publishes what is refused of this topic; here it is left out
+    wake:           microseconds, as WAKE; 0 where windows that the task's watermark has closed are made of these events
     """
 
     topic: str
@@ -41,6 +47,7 @@ class Source:
     rejected: str = ""
     late: str = ""
     refusing: bool = True
+    wake: int = 0
 
 
 @dataclass(slots=True)
@@ -238,10 +245,11 @@ class Merge:
             spot = at[rows - start]
             time[spot] = here
             # Late is judged by the input's own watermark before the row, and by the task's: one that was idle
-            # no longer held it back, and windows that have gone cannot be corrected.
+            # no longer held it back, and what has been closed or forgotten cannot be corrected.
             seen = np.concatenate(([before], chunk.order[start : end - 1]))[rows - start]
             before = int(chunk.order[end - 1])
-            on_time = here >= np.maximum(seen - source.out_of_orderness, watermark[spot]) - source.lateness
+            mark = np.maximum(seen - source.out_of_orderness, watermark[spot] - source.wake)
+            on_time = here >= mark - source.lateness
             for j in np.flatnonzero(~on_time).tolist():
                 keep[spot[j]] = False
                 if source.refusing:

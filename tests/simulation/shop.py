@@ -192,13 +192,15 @@ def told(orders: Sequence[Published], returns: Sequence[Published]) -> Told:
                 shop.told.rejected[topic].append(record.value)
                 continue
             at = datetime.fromisoformat(row["at"])
-            if at < high:
-                shop.told.late[topic].append(record.value)
-                continue
-            high = at
-            taken.append((record.age, at, place, record.offset, row))
-    for _, at, place, offset, row in sorted(taken, key=lambda event: event[:4]):
-        if place == 0:
+            late, high = at < high, max(at, high)
+            taken.append((record.age, high, place, record.offset, topic, at, late, row, record.value))
+    newest = ANCIENT
+    for _, high, place, offset, topic, at, late, row, value in sorted(taken, key=lambda event: event[:4]):
+        newest = max(newest, high)
+        # After a silence a topic may go on where it was, but no more than a day behind the other.
+        if late or at < newest - timedelta(days=1):
+            shop.told.late[topic].append(value)
+        elif place == 0:
             shop.order(offset, at, row)
         else:
             shop.take_back(at, row)

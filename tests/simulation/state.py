@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from headrace.models import artifacts, versions
+from headrace.models.learner import Learner
 from headrace.streams.batch import Record
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.runner import Follow
@@ -118,8 +119,10 @@ def unequal(fleet: Fleet, place: Place, source: Rebuilt, probe: Mapping[str, Seq
     log, live = fleet.log, fleet.ended[place]
     changelog = from_changelog(log, fleet.stage(place), place[1])
     found = []
-    for what, store in (("the live owner's store", fleet.disks[live.machine, place]), ("the source", source.store)):
-        found += _differences(what, _told(rows(store)), _told(rows(changelog.store)))
+    disk = _told(rows(fleet.disks[live.machine, place]))
+    kept = _told(rows(changelog.store))
+    found += _differences("the live owner's store", disk, kept)
+    found += _differences("the source", _cut(_told(rows(source.store))), _cut(kept))
     answers = [
         _answer(log, task, follows, probe)
         for task, follows in (
@@ -130,8 +133,22 @@ def unequal(fleet: Fleet, place: Place, source: Rebuilt, probe: Mapping[str, Seq
     ]
     for what, answer in (("the live task", answers[0]), ("the task from the source", answers[2])):
         for part, theirs, mine in zip(("records", "changes"), answer, answers[1], strict=True):
-            found += _differences(f"{what}, asked for {part},", theirs, mine)
+            found += _differences(f"{what}, asked for {part},", _cut(theirs), _cut(mine))
+    mine = _learnt(changelog.task)
+    for what, task in (("the live task", live.runner.task), ("the task from the source", source.task)):
+        found += _differences(what, _learnt(task), mine)
     return found
+
+
+def _cut(told: Mapping[bytes, object]) -> dict[bytes, object]:
+    """Without the learner's rows: when it takes a snapshot depends on where commits cut, not what it learns."""
+    return {key: value for key, value in told.items() if not key.startswith(b"learner.")}
+
+
+def _learnt(task: Task) -> dict[bytes, object]:
+    """What the learners of a task have learnt."""
+    learners = [o for o in task.operators if isinstance(o, Learner)]
+    return {o.name.encode(): (artifacts.fingerprint(o.estimator), o.tally) for o in learners}
 
 
 def _answer(

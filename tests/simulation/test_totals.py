@@ -51,12 +51,13 @@ def scenario(world: World) -> dict[Partition, list[Record]]:
     return {Partition("payments", 0): payments, Partition("refunds", 0): refunds}
 
 
-def oracle(fleet: Fleet) -> tuple[list[list[object]], list[bytes], list[bytes]]:
-    """(totals, rejected values, late values): one event at a time, by the rules as the documents state them."""
+def oracle(fleet: Fleet) -> tuple[list[list[object]], list[bytes], dict[str, list[bytes]]]:
+    """(totals, rejected values, late ones by topic): one event at a time, by the rules as the documents state them."""
     rows = []
-    rejected, late = [], []
-    for place, topic in enumerate(("payments", "refunds")):
-        slack, allowed = (2, 3) if topic == "payments" else (0, 0)
+    rejected = []
+    late: dict[str, list[bytes]] = {"payments": [], "refunds": []}
+    slack, allowed = {"payments": 2, "refunds": 0}, {"payments": 3, "refunds": 0}
+    for place, topic in enumerate(late):
         high = T0
         for offset, entry in fleet.log.committed_entries(topic):
             record = entry.record
@@ -66,18 +67,22 @@ def oracle(fleet: Fleet) -> tuple[list[list[object]], list[bytes], list[bytes]]:
                 rejected.append(record.value)
                 continue
             at = datetime.fromisoformat(value["at"])
-            if at < high - timedelta(seconds=slack + allowed):
-                late.append(record.value)
-                continue
+            behind = at < high - timedelta(seconds=slack[topic] + allowed[topic])
             high = max(high, at)
-            sign = 1 if topic == "payments" else -1
             age = fleet.age(Partition(topic, 0), offset)
-            rows.append((age, high, place, offset, value["who"], sign * value["amount"], f"{topic}-0-{offset}"))
+            rows.append((age, high, place, offset, topic, at, behind, value, record.value))
     total: dict[str, int] = {}
     out: list[list[object]] = []
-    for *_, who, amount, name in sorted(rows):
-        total[who] = total.get(who, 0) + amount
-        out.append([name, total[who]])
+    newest = T0
+    for _, high, _, offset, topic, at, behind, value, published in sorted(rows, key=lambda row: row[:4]):
+        newest = max(newest, high)
+        watermark = newest - timedelta(seconds=max(slack.values()))
+        if behind or at < watermark - timedelta(seconds=allowed[topic]):
+            late[topic].append(published)
+            continue
+        who = value["who"]
+        total[who] = total.get(who, 0) + (1 if topic == "payments" else -1) * value["amount"]
+        out.append([f"{topic}-0-{offset}", total[who]])
     return out, rejected, late
 
 
@@ -94,7 +99,7 @@ def wrong(fleet: Fleet) -> list[str]:
     log = fleet.log
     out, rejected, late = oracle(fleet)
     found = []
-    for topic, wanted in (("refunds.rejected", rejected), ("payments.late", late)):
+    for topic, wanted in (("refunds.rejected", rejected), *((f"{t}.late", values) for t, values in late.items())):
         got = [r.value for r in log.committed_records(topic)]
         found += [f"{topic}: {got}, not {wanted}"] if got != wanted else []
     told = [json.loads(r.value or b"") for r in log.committed_records("totals")]

@@ -61,6 +61,8 @@ BEHIND = {"trades": 6, "refunds": 3, "profiles": 4}
 """Seconds that an event may be behind the newest of its topic."""
 SLACK = {"trades": 1, "refunds": 0, "profiles": 0}
 """Seconds that the watermark stays behind it."""
+WAKE = {"trades": 0, "refunds": 0, "profiles": 86_400}
+"""Seconds that it may lie further behind the stage's watermark after a silence: no window's results are of profiles."""
 
 
 class AsOf(Features, of=Trade, by="who"):
@@ -223,12 +225,15 @@ class Merged:
 
 
 def merged(fleet: Fleet, topics: Sequence[str], number: int) -> Merged:
-    """By silences, the greatest event time that each topic has seen, topic and offset."""
+    """By silences, the greatest event time that each topic has seen, topic and offset.
+
+    Late is what lies behind the topic's own watermark before it, or, after a silence, behind the stage's.
+    """
     found = Merged()
-    waiting = []
+    waiting: list[tuple[int, int, int, int, str, int, dict[str, Any], bytes | None, bool]] = []
     for place, topic in enumerate(topics):
         rejected: list[bytes | None] = found.rejected.setdefault(topic, [])
-        late: list[bytes | None] = found.late.setdefault(topic, [])
+        found.late[topic] = []
         high = 0
         for offset, entry in fleet.log.committed_entries(topic, number):
             row = json.loads(entry.record.value or b"")
@@ -236,16 +241,19 @@ def merged(fleet: Fleet, topics: Sequence[str], number: int) -> Merged:
                 rejected.append(entry.record.value)
                 continue
             at = round(datetime.fromisoformat(row["at"]).timestamp() * SECOND)
-            if at < high - BEHIND[topic] * SECOND:
-                late.append(entry.record.value)
-                continue
+            late = at < high - BEHIND[topic] * SECOND
             high = max(high, at)
-            waiting.append((fleet.age(Partition(topic, number), offset), high, place, offset, topic, at, row))
+            age = fleet.age(Partition(topic, number), offset)
+            waiting.append((age, high, place, offset, topic, at, row, entry.record.value, late))
     newest = 0
-    for _, high, _, offset, topic, at, row in sorted(waiting, key=lambda w: w[:4]):
+    for _, high, _, offset, topic, at, row, value, late in sorted(waiting, key=lambda w: w[:4]):
         newest = max(newest, high)
+        watermark = newest - max(SLACK[t] for t in topics) * SECOND
+        if late or at < watermark - (BEHIND[topic] - SLACK[topic] + WAKE[topic]) * SECOND:
+            found.late[topic].append(value)
+            continue
         found.events.append((topic, offset, at, row))
-        found.watermark.append(newest - max(SLACK[t] for t in topics) * SECOND)
+        found.watermark.append(watermark)
     return found
 
 
