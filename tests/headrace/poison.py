@@ -1,19 +1,17 @@
-"""A program whose learner fails on one outcome."""
+"""A program whose learner fails on an outcome without a quantity: it cannot select what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from datetime import datetime
-from typing import Any
 
-from river import linear_model
+from river import compose, linear_model
 
 import headrace as hr
 
 
 class Order(hr.Event, topic="orders", key="customer", time="at"):
     customer: str
-    quantity: int
+    quantity: int | None
     at: datetime
 
 
@@ -26,18 +24,11 @@ class Customer(hr.Features, of=Order, by="customer"):
     quantity = hr.sum(hr.col.quantity)
 
 
-class Delicate(linear_model.LogisticRegression):
-    def learn_one(self, x: dict[Hashable, Any], y: bool | str | int, w: float = 1.0) -> None:
-        if x["quantity"] == 13:
-            raise ZeroDivisionError("unlucky")
-        super().learn_one(x, y, w)
-
-
 model = hr.Model(
     "returns",
     on=Order,
     features=[Customer],
-    learner=Delicate(),
+    learner=compose.Select("quantity") | linear_model.LogisticRegression(),
     outcome=hr.Outcome(Return, match=["customer"], within="1h", prior=0.1),
 )
 app = hr.App("poison", models=[model])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import pytest
 from headrace.streams import aggregations as agg
 from headrace.streams.event import Event
 from headrace.streams.features import Features
+from headrace.streams.inputs import WAKE
+from headrace.streams.store import MemoryStore
+from headrace.streams.windows import tumbling
 
 from headrace.app import App
 from headrace.plan import stages
@@ -46,4 +50,19 @@ def test_of_a_topic_that_several_stages_read_one_publishes_what_is_refused() -> 
     assert refused == {
         "orders": ["orders.rejected", "orders.late", "visits.rejected", "visits.late"],
         "refunds": ["refunds.rejected", "refunds.late"],
+    }
+
+
+class PerMinute(Features, of=Order, by="who", window=tumbling("1m")):
+    visited = agg.count(of=Visit)
+
+
+@pytest.mark.parametrize(("sets", "strict"), [([Orders], set()), ([Orders, PerMinute], {"orders", "visits"})])
+def test_only_what_windows_are_made_of_may_not_wake_behind_them(
+    sets: list[type[Features]], strict: set[str]
+) -> None:
+    [stage] = stages(App("shop", features=sets))
+    task, _ = stage.build(0, MemoryStore())
+    assert {i.source.topic: i.source.wake for i in task.inputs} == {
+        topic: 0 if topic in strict else WAKE for topic in ("orders", "refunds", "visits")
     }

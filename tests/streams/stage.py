@@ -49,10 +49,13 @@ class Seen:
 
 
 class Stage:
-    """A task over the topics of some events, its log, its changelog and what it made."""
+    """A task over the topics of some events, its log, its changelog and what it made. wake: of every source."""
 
-    def __init__(self, events: Sequence[type[Event]], operators: Callable[[], list[Operator]]) -> None:
+    def __init__(
+        self, events: Sequence[type[Event]], operators: Callable[[], list[Operator]], wake: int = 0
+    ) -> None:
         self.events = events
+        self.wake = wake
         self.log: dict[str, list[tuple[bytes, bytes, int]]] = {e.contract.topic: [] for e in events}
         self.changelog: list[Change] = []
         self.records: list[Record] = []
@@ -73,7 +76,7 @@ class Stage:
         for event in self.events:
             said, topic = event.contract, event.contract.topic
             late, refused = f"{topic}.late", f"{topic}.rejected"
-            source = Source(topic, codec(event), said.out_of_orderness, said.lateness, refused, late)
+            source = Source(topic, codec(event), said.out_of_orderness, said.lateness, refused, late, wake=self.wake)
             inputs.append(Input(source, Partition(topic, 0)))
         self.task = Task("stage", 0, inputs, self._operators(), store, Partition("stage.changelog", 0))
         self.task.resume()

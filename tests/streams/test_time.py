@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 from headrace.streams.event import Event
+from headrace.streams.inputs import WAKE
 
 from .stage import DAY, Seen, Stage, moment
 
@@ -122,6 +123,19 @@ def test_an_input_that_was_idle_is_late_by_the_watermark_of_the_task() -> None:
     stage.drain()
     assert seen.rows == [(1, -1), (20, 18), (15, 18), (18, 18)]
     assert times(stage, "pings.late") == [moment(14.999)]
+
+
+def test_an_input_whose_events_are_in_no_closed_window_may_wake_behind_the_watermark() -> None:
+    seen = Seen()
+    stage = Stage([Ping, Pong], lambda: [seen], WAKE)
+    stage.publish(Pong, ping(2 * DAY))
+    stage.drain()
+    edge = DAY - 2 - 3  # pings may be 2 s out of order, which holds the watermark back, and 3 s late
+    for second in (edge - MS, edge, DAY - 1):
+        stage.publish(Ping, ping(second))
+    stage.drain()
+    assert seen.rows == [(at, 2 * DAY - 2) for at in (2 * DAY, edge, DAY - 1)]
+    assert times(stage, "pings.late") == [moment(edge - MS)]
 
 
 def test_an_input_that_is_slower_but_not_idle_is_not_late() -> None:
