@@ -22,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-"""Other commands join by `app.command()(function)`; see `_join`."""
-
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Program = Annotated[str, typer.Argument(metavar="PROGRAM", help="the Python file that declares the application")]
@@ -175,21 +173,33 @@ def worker(
     run_worker(program, address.bootstrap, data or home() / load(program).name, metrics_port=metrics_port)
 
 
-def _join() -> None:
-    """Commands that live in modules of their own. Each module has a function `join(app)` that registers them."""
-    from importlib import import_module
-    from importlib.util import find_spec
+@app.command()
+def verify(
+    program: Program,
+    broker: Broker = None,
+    data: Annotated[
+        Path | None, typer.Option(help="of a stack that is down; left out, .headrace/<application>")
+    ] = None,
+) -> None:
+    """Recompute features, outcomes, versions and predictions from their sources, and compare."""
+    from headrace.verify import print_verified
 
-    for name in ("headrace.verify", "headrace.data"):
-        if find_spec(name) is not None:
-            import_module(name).join(app)
+    print_verified(program, broker, data)
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="online-retail")]) -> None:
+    """Fetch a real data set; prints where it lies."""
+    from headrace.data import DATA_SETS, fetch
+
+    print(fetch(name))
+    say.print(DATA_SETS[name].attribution)
 
 
 def main() -> None:
     """Exit codes: 0; 1 with a sentence on standard error; 2 for wrong usage; 130 after Ctrl-C."""
     # What the Kafka client has to say about connections that come and go, the errors say better.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    _join()
     try:
         app()
     except HeadraceError as error:

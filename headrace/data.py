@@ -11,9 +11,6 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from headrace.errors import DataError
 
@@ -108,12 +105,3 @@ def _download(wanted: DataSet, folder: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def join(app: typer.Typer) -> None:
-    @app.command()
-    def data(name: Annotated[str, typer.Argument(help=f"one of: {', '.join(DATA_SETS)}")]) -> None:
-        """Fetch a real data set; prints where it lies."""
-        path = fetch(name)
-        typer.echo(path)
-        typer.echo(DATA_SETS[name].attribution, err=True)

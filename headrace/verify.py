@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import typer
 
-from headrace import plan, program
+from headrace import plan, program, running
 from headrace.app import App
 from headrace.errors import NoBroker, VerifyError
 from headrace.models import artifacts, versions
 from headrace.models.errors import ArtifactError
 from headrace.models.model import Model
 from headrace.serving.scorer import score
+from headrace.stack import broker_alone
 from headrace.streams.address import Address
 from headrace.streams.batch import Record
 from headrace.streams.kafka import KafkaLog
@@ -462,40 +462,30 @@ def tell(found: Sequence[Comparison], say: Callable[[str], None]) -> None:
         raise VerifyError(f"{different:,} records differ from what their sources give")
 
 
-def join(app: typer.Typer) -> None:
-    @app.command(name="verify")
-    def verify_command(
-        program_file: Annotated[str, typer.Argument(metavar="PROGRAM", help="the Python file of the application")],
-        broker: Annotated[
-            str | None, typer.Option(help="kafka://host:port; left out, the local stack's", metavar="ADDRESS")
-        ] = None,
-        data: Annotated[
-            Path | None, typer.Option(help="of a stack that is down; left out, .headrace/<application>")
-        ] = None,
-    ) -> None:
-        """Recompute features, outcomes, versions and predictions from their sources, and compare."""
-        from headrace import running
-        from headrace.stack import broker_alone
+def print_verified(program_file: str, broker: str | None, data: Path | None) -> None:
+    """Verify the application of a program, on the log of a stack that runs, or on that of one that is down.
 
-        loaded = program.load(program_file)
+    Raises VerifyError where anything differs, and NoBroker where there is no log.
+    """
+    loaded = program.load(program_file)
 
-        async def main() -> list[Comparison]:
-            folder = data or running.home() / loaded.name
-            try:
-                if data is not None:
-                    raise NoBroker(f"{data} is asked for")
-                return await of(running.find_broker(broker))
-            except NoBroker:
-                if not (folder / "broker").is_dir():
-                    raise
-            async with broker_alone(folder) as address:
-                return await of(address)
+    async def main() -> list[Comparison]:
+        folder = data or running.home() / loaded.name
+        try:
+            if data is not None:
+                raise NoBroker(f"{data} is asked for")
+            return await of(running.find_broker(broker))
+        except NoBroker:
+            if not (folder / "broker").is_dir():
+                raise
+        async with broker_alone(folder) as address:
+            return await of(address)
 
-        async def of(address: Address) -> list[Comparison]:
-            log = KafkaLog(address.bootstrap, "headrace-verify")
-            try:
-                return await verify(loaded, log, lambda text: typer.echo(text, err=True))
-            finally:
-                await log.close()
+    async def of(address: Address) -> list[Comparison]:
+        log = KafkaLog(address.bootstrap, "headrace-verify")
+        try:
+            return await verify(loaded, log, lambda text: print(text, file=sys.stderr, flush=True))
+        finally:
+            await log.close()
 
-        tell(asyncio.run(main()), typer.echo)
+    tell(asyncio.run(main()), print)

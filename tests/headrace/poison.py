@@ -21,7 +21,7 @@ class Return(hr.Event, topic="returns", key="customer", time="at"):
 
 
 class Customer(hr.Features, of=Order, by="customer"):
-    quantity = hr.sum(hr.col.quantity)
+    quantity = hr.mean(hr.col.quantity)
 
 
 model = hr.Model(

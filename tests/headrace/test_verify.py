@@ -207,8 +207,9 @@ def turn_an_outcome(log: SimulatedLog) -> None:
 
 
 def know_an_outcome_earlier(log: SimulatedLog) -> None:
-    entry = entries(log, "outcomes.returns")[50]
-    changed(entry, known=json.loads(entry.record.value or b"")["at"])
+    settled = [(entry, json.loads(entry.record.value or b"")) for entry in entries(log, "outcomes.returns")]
+    entry, value = next((entry, value) for entry, value in settled if value["known"] != value["at"])
+    changed(entry, known=value["at"])
 
 
 def change_the_score_of_an_outcome(log: SimulatedLog) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -158,10 +159,10 @@ class Job:
         return found
 
     def keep_up(self) -> None:
-        """Start the stack again where it gave up a child that was killed too often."""
+        """Start the stack again where it gave up a child that was killed too often, or in its first start."""
         assert self._process is not None
         if self._process.poll() is not None:
-            assert "times within a minute" in self.log(), self.log()
+            assert re.search("times within a minute|was killed by SIGKILL before it was ready", self.log()), self.log()
             self.start()
 
     def log(self) -> str:

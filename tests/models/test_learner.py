@@ -109,7 +109,7 @@ def test_missing_features_are_not_shown_to_the_estimator() -> None:
 
 def test_an_outcome_that_the_estimator_fails_on_is_named() -> None:
     learner = Learner(model(preprocessing.StandardScaler() | logistic()))
-    with pytest.raises(LearnerError, match="outcome of orders-0-7: TypeError"):
+    with pytest.raises(LearnerError, match=r"outcome of orders-0-7, features \{'a': 'text'\}: TypeError"):
         run(learner, [settled(7, True, a="text")])
 
 

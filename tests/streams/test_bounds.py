@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import inputs, tables
+from headrace.streams import asof, inputs, tables
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, FeatureSet, WindowSet, operator
@@ -91,8 +91,9 @@ KINDS: dict[str, tuple[dict[str, Expression], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("features", "options"), list(KINDS.values()), ids=list(KINDS))
 def test_keys_that_are_idle_beyond_every_window_are_forgotten(
-    features: dict[str, Expression], options: dict[str, Any]
+    features: dict[str, Expression], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(asof, "WAKE", 0)  # a day of it would take a million keys
     step = feature_set(features, **options)
     rows, most = pass_through(step)
     live = 10 * (10 + 10 + 3 + 1)  # keys a second, over window, pane, lateness and the batch in hand
