@@ -40,7 +40,7 @@ check: .venv/test .types
 	MYPYPATH=.types $(BIN)/mypy --strict .types/headrace tests examples benchmarks
 
 test: check
-	$(BIN)/python -m pytest -m "not stack"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not stack"
 
 test-stack: .venv/test
 	$(BIN)/python tests/stack/provision.py

@@ -136,10 +136,7 @@ class Stack:
         if self._given is not None:
             self._broker = self._given
         else:
-            self._broker = Address(
-                "127.0.0.1", choose_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port")
-            )
-            await self._supervisor.start(self._measured(_broker_child(self.data, self.broker)))
+            await self._start_broker(self._supervisor)
         await ensure_topics(self._broker, self.app.topics())
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
         await self._supervisor.start(self._measured(self._worker_child()))
@@ -148,6 +145,18 @@ class Stack:
         self._gateway = f"http://{_reachable(self._host)}:{port}"
         await self._supervisor.start(self._gateway_child(port))
         self._write()
+
+    async def _start_broker(self, supervisor: Supervisor) -> None:
+        for usual in (BROKER_PORT, 0):
+            port = choose_port("127.0.0.1", self._broker_port, usual, "--broker-port")
+            self._broker = Address("127.0.0.1", port)
+            try:
+                await supervisor.start(self._measured(_broker_child(self.data, self._broker)))
+                return
+            except StackError:
+                # Another stack may have taken the usual port since it was chosen.
+                if self._broker_port or port != usual or _is_free(port):
+                    raise
 
     def _worker_child(self) -> Child:
         argv = ["-m", self.worker_module, self.program, "--broker", self.broker.bootstrap, "--data", str(self.data)]
@@ -233,6 +242,11 @@ def choose_port(host: str, wanted: int | None, usual: int, option: str) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise StackError(f"port {wanted or usual} on {host} cannot be had ({reason}): give another with {option}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _reachable(host: str) -> str:

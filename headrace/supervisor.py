@@ -98,7 +98,11 @@ class Supervisor:
         process = _Process(child, self._logs / f"{child.name}.log", self._watched, self._shared, self._tell)
         self._running.append(process)
         await process.start()
-        await process.wait_ready()
+        try:
+            await process.wait_ready()
+        except StackError:
+            self._running.remove(process)
+            raise
         process.keeper = asyncio.create_task(self._keep(process))
 
     async def wait(self) -> None:

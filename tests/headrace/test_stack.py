@@ -20,11 +20,12 @@ from headrace.streams.errors import TopicMismatch
 from headrace.streams.topics import Topic
 
 from headrace import running
+from headrace import stack as stacks
 from headrace.client import connect
 from headrace.errors import StackError
 from headrace.running import Running
 from headrace.stack import Stack, choose_port
-from tests.scene import ROOT, broker_process, eventually, order
+from tests.scene import ROOT, broker_process, eventually, free_port, order
 
 PROGRAM = ROOT / "tests" / "shop.py"
 
@@ -120,6 +121,25 @@ async def test_a_worker_that_cannot_start_is_told_with_its_last_lines(
     with pytest.raises(StackError, match=r"(?s)the worker ended with status 1 .*the state cannot be read"):
         await Stack(PROGRAM, data=tmp_path / "data").__aenter__()
     assert running.current() is None
+
+
+async def test_a_usual_port_that_is_lost_at_the_last_moment_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as other:
+
+        def chosen(host: str, wanted: int | None, usual: int, option: str) -> int:
+            port = choose_port(host, wanted, usual, option)
+            if usual == stacks.BROKER_PORT:
+                other.bind(("127.0.0.1", port))  # another stack was quicker
+                other.listen()
+            return port
+
+        monkeypatch.setattr(stacks, "BROKER_PORT", free_port())
+        monkeypatch.setattr(stacks, "choose_port", chosen)
+        async with Stack(PROGRAM, data=tmp_path / "data") as stack:
+            assert stack.broker.port != other.getsockname()[1]
+            assert list(stack.pids) == ["broker", "worker", "gateway"]
 
 
 def test_topics_with_other_partitions_are_refused(tmp_path: Path) -> None:
