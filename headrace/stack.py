@@ -137,7 +137,7 @@ class Stack:
             self._broker = self._given
         else:
             await self._start_broker(self._supervisor)
-        await ensure_topics(self._broker, self.app.topics())
+        await ensure_topics(self.broker, self.app.topics())
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
         await self._supervisor.start(self._measured(self._worker_child()))
         # Chosen at the last moment: while a worker compiles, another stack may have taken the usual one.
