@@ -31,14 +31,17 @@ def parts(shop: Shop) -> dict[str, float]:
     return {labels["part"]: up for labels, up in scraped(shop)["headrace_part_up"]}
 
 
+def held(shop: Shop, topic: str) -> float:
+    return sum(v for labels, v in scraped(shop)["headrace_topic_records"] if labels == {"topic": topic})
+
+
 def test_one_scrape_of_the_gateway_tells_of_every_part(shop: Shop) -> None:
     eventually(shop.healthy, 60)
     eventually(lambda: parts(shop) == {"broker": 1, "worker": 1}, 30)
     eventually(lambda: sum(v for t, v in scraped(shop)["headrace_task_rows"] if t["task"] == "orders") > 0, 30)
+    eventually(lambda: held(shop, "orders") >= shop.orders, 30)
     found = scraped(shop)
     assert sum(value for _, value in found["headrace_broker_requests_total"]) > 0
-    [(_, held)] = [sample for sample in found["headrace_topic_records"] if sample[0] == {"topic": "orders"}]
-    assert held >= shop.orders
     for part in ("broker", "worker", "gateway"):
         assert found[f"headrace_{part}_process_resident_memory_bytes"][0][1] > 1e6
         assert found[f"headrace_{part}_bound"]
