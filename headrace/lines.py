@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ from headrace.streams.subscription import Message, headers_of, parse_start
 
 MOST_TOLD = 20
 """Bad lines told one by one. A file of another format would fill the terminal."""
-WIDEST = 120
-"""Characters of a value in a table."""
+WIDEST = 200
+"""Columns of a table on a terminal that is wider."""
 
 
 def publish_lines(
@@ -131,7 +132,7 @@ def print_topic(
             if terminal:
                 if shown == 0:
                     print(f"{'published':<23}  {'part:offset':<14}  {'key':<16}  value")
-                print(_row(message))
+                print(_row(message, min(WIDEST, shutil.get_terminal_size().columns)))
             else:
                 sys.stdout.buffer.write(to_line(message))
                 sys.stdout.buffer.flush()
@@ -159,10 +160,11 @@ def to_line(message: Message) -> bytes:
     )
 
 
-def _row(message: Message) -> str:
+def _row(message: Message, width: int) -> str:
+    """A record as a row of a table, cut to so many columns."""
     text = "" if message.data is None else message.data.decode(errors="replace")
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: WIDEST + 1])
-    value = plain if len(plain) <= WIDEST else plain[: WIDEST - 1] + "…"
+    value = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:width])
     at = f"{message.timestamp:%Y-%m-%d %H:%M:%S}.{message.timestamp.microsecond // 1000:03}"
     place = f"{message.partition}:{message.offset}"
-    return f"{at}  {place:<14}  {(message.key or '')[:16]:<16}  {value}"
+    row = f"{at}  {place:<14}  {(message.key or '')[:16]:<16}  {value}"
+    return row if len(row) <= width else f"{row[: width - 1]}…"

@@ -23,6 +23,9 @@ _decode = msgspec.json.Decoder(Settled).decode
 class Mature:
     """Holds outcomes of `outcomes.<model>` back until they mature; adds them to the batch as `mature.<model>`.
 
+    Over several partitions each outcome lets mature what its own partition has left behind: the order is still one,
+    that of the topic, but where one partition lags another its outcomes come after later ones.
+
     The stream's field `outcome` holds a `Settled` each, `seen` the offset after the record that let it mature.
     """
 

@@ -404,7 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tell(found, console)
     wanted = os.environ.get("HEADRACE_SUMMARY")
     if wanted:
-        Path(wanted).write_text(json.dumps({**found, "weights": dict(found["weights"])}, indent=1))
+        weights = {f"weight_{name}": weight for name, weight in found.pop("weights")}
+        Path(wanted).write_text(json.dumps({**found, **weights}, indent=1) + "\n")
     return 0
 
 
