@@ -46,6 +46,8 @@ class Model:
     ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
             raise DeclarationError(f"Model: name {name!r} must be lower-case letters, digits, '_' and '-'")
+        if isinstance(features, type):
+            raise DeclarationError(f"Model {name}: write features=[{features.__name__}]")
         if not features:
             raise DeclarationError(f"Model {name}: features is empty; name at least one hr.Features class")
         if publish_every < 1:

@@ -54,6 +54,10 @@ class RecordTooLarge(CannotGoOn, StreamsError):
     """The log takes no record of this size, however often it is asked. Raise the topic's `max.message.bytes`."""
 
 
+class ProgramChanged(CannotGoOn, StreamsError):
+    """State was made by other declarations than the program has now. The message says how to go on."""
+
+
 class Fenced(StreamsError):
     """A newer owner of this task has taken over. This one must stop; nothing of it will be committed."""
 

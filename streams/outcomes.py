@@ -41,11 +41,16 @@ class Outcome:
         *,
         match: Sequence[str],
         within: str,
-        prior: float,
+        prior: float | None = None,
         otherwise: bool = False,
         of: type[Event] | None = None,
         quantity: str | None = None,
     ) -> None:
+        if prior is None or not 0.0 < prior < 1.0:
+            raise DeclarationError(
+                f"Outcome: prior={prior} is not a share between 0 and 1: say how many outcomes you expect to be True "
+                f"before the first is seen, such as prior=0.02"
+            )
         self.event = event
         self.match = tuple(match)
         self.within = microseconds(within)
@@ -53,8 +58,6 @@ class Outcome:
         self.prior = prior
         self.quantity = quantity
         self.of = of
-        if not 0.0 < prior < 1.0:
-            raise DeclarationError(f"Outcome: prior={prior} is not a share between 0 and 1, such as 0.02")
         if not self.match:
             raise DeclarationError('Outcome: match names no field; write match=["customer", "item"]')
         self._check(event)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 from headrace.streams.batch import NEVER, Batch, Change, Operator, Outputs, Record
-from headrace.streams.errors import HeadraceError, OperatorError, StateError
+from headrace.streams.errors import HeadraceError, OperatorError, ProgramChanged
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import Store
@@ -112,14 +112,14 @@ class Task:
     def resume(self) -> None:
         """Throw hot state away and load what is committed. Call it once the changelog is replayed.
 
-        Raises StateError where the state is of another program.
+        Raises ProgramChanged where the state is of another program.
         """
         stored = self._store.get(_MARK)
         mark = msgspec.json.decode(stored, type=Mark) if stored else None
         if mark and mark.program != self._program:
-            raise StateError(
-                f"the state of {self.name} was made by another version of the program; "
-                f"give the app a new name, or delete its data to start again"
+            raise ProgramChanged(
+                f"the state of {self.name} was made by another version of the program. To go on, take back what was "
+                f"changed; to begin anew, give the app another name, or delete its data, and publish its events again"
             )
         for n, source in enumerate(self.inputs):
             if mark:

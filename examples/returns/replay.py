@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -374,6 +375,24 @@ def tell(found: dict[str, Any], console: Console) -> None:
     )
 
 
+async def interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """End the work in order at the first signal, whatever more come. Raises KeyboardInterrupt once it has ended."""
+    working = asyncio.ensure_future(work)
+    signalled = asyncio.Event()
+
+    def end() -> None:
+        if not signalled.is_set():
+            signalled.set()
+            working.cancel()
+
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sign, end)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 def prepare(data: Path, which: str) -> None:
     """A finished run is followed by a new one; an interrupted one is resumed."""
     note = data / "replay.json"
@@ -393,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = running.home() / "returns"
     try:
         prepare(data, which)
-        found = asyncio.run(replay(which, data, console))
+        found = asyncio.run(interruptible(replay(which, data, console)))
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 1

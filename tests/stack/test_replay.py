@@ -38,7 +38,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     stack = running.current()
     assert stack is not None
     pids = list(stack.processes.values())
-    os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does
+    for _ in range(3):
+        os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does, pressed again and again
     assert first.wait(60) == 130
     assert log.read_text().splitlines()[-1] == "stopped; the next run goes on from here"
     assert not any(running.birth(pid) for pid in pids), "nothing is left running"
