@@ -6,8 +6,9 @@ DATA ?= sample
 SEEDS ?= 300
 FIRST ?= 1
 KILLS ?= 20
+NODES ?= 1
 
-.PHONY: run test test-stack check bench sim kill-test clean
+.PHONY: run test test-stack stack check bench sim kill-test clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -43,8 +44,12 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not stack"
 
 test-stack: .venv/test
-	$(BIN)/python tests/stack/provision.py
+	$(BIN)/python -m tests.stack.provision
 	$(BIN)/python -m pytest -m stack
+
+stack: .venv/test
+	$(BIN)/python -m tests.stack.provision
+	@$(BIN)/python -m tests.stack.kafka --nodes $(NODES)
 
 sim: .venv/test
 	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout 0

@@ -9,6 +9,7 @@ import pytest
 from headrace.streams.address import Address
 
 from tests.scene import broker_process
+from tests.stack.kafka import Cluster, kafka
 
 WHOLE_STACKS = ("headrace", "kill", "serving")
 """Folders whose tests run several processes each and wait for them: one after another, beside the others' computing."""
@@ -25,3 +26,16 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     """A local broker, for the whole session: tests take topics of their own."""
     with broker_process(tmp_path_factory.mktemp("broker") / "log") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One node of Apache Kafka, for the whole session: tests take topics of their own, and leave it running."""
+    with kafka(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def apache(cluster: Cluster) -> Address:
+    """Where Apache Kafka serves."""
+    return cluster.address

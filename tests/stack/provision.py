@@ -1,4 +1,5 @@
-"""What `make test-stack` needs beside Python packages: a browser, from the system's package manager."""
+"""What `make test-stack` needs beside Python packages: a browser, Java and Maven from the system's package manager, and
+Apache Kafka, which Maven fetches."""
 
 from __future__ import annotations
 
@@ -7,18 +8,28 @@ import shutil
 import subprocess
 import sys
 
+from tests.stack import kafka
+
+NEEDED = {"chromium": "chromium", "javac": "default-jdk-headless", "mvn": "maven"}
+"""A command, and the Debian package that has it."""
+
 
 def main() -> int:
-    if shutil.which("chromium"):
-        return 0
-    if shutil.which("apt-get") is None:
-        print("make test-stack needs Chromium on the PATH; install it with your package manager", file=sys.stderr)
-        return 1
-    print("installing Chromium", flush=True)
-    sudo = [] if os.geteuid() == 0 else ["sudo"]
-    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
-    subprocess.run([*sudo, "apt-get", "update", "-qq"], check=True)
-    subprocess.run([*sudo, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], check=True)
+    missing = {command: package for command, package in NEEDED.items() if not shutil.which(command)}
+    if missing:
+        if shutil.which("apt-get") is None:
+            print(
+                f"make test-stack needs {', '.join(missing)} on the PATH; install them with your package manager",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"installing {', '.join(missing.values())}", flush=True)
+        sudo = [] if os.geteuid() == 0 else ["sudo"]
+        os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+        subprocess.run([*sudo, "apt-get", "update", "-qq"], check=True)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        subprocess.run([*sudo, *install, *missing.values()], check=True)
+    kafka.provision()
     return 0
 
 
