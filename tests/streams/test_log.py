@@ -28,6 +28,7 @@ from headrace.worker import SystemClock
 from tests.scene import free_port, stoppable_broker
 from tests.simulation.log import Faults, SimulatedLog
 from tests.simulation.world import World
+from tests.stack.kafka import Cluster
 
 LARGE = 3 << 20
 """Bytes of a record larger than a produced batch and than a fetch."""
@@ -171,18 +172,25 @@ class KafkaGround:
         return asyncio.run(main())
 
 
-@pytest.fixture(params=["simulated", "broker"])
+EVERY_LOG = ["simulated", "broker", pytest.param("apache", marks=pytest.mark.stack)]
+
+
+@pytest.fixture(params=EVERY_LOG)
 def ground(request: pytest.FixtureRequest) -> Ground:
     if request.param == "simulated":
         return SimulatedGround()
-    return KafkaGround(request.getfixturevalue("broker"))
+    return KafkaGround(request.getfixturevalue(request.param))
 
 
-@pytest.fixture(params=["simulated", "broker"])
+@pytest.fixture(params=EVERY_LOG)
 def stoppable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
-    """A log that can fall silent: a broker of the test's own."""
+    """A log that can fall silent: a broker of the test's own, or Kafka while no other test asks it."""
     if request.param == "simulated":
         yield SimulatedGround()
+        return
+    if request.param == "apache":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        yield KafkaGround(cluster.address, cluster.pid())
         return
     with stoppable_broker(tmp_path / "log") as (address, process):
         yield KafkaGround(address, process.pid)
