@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from headrace import plan
 from headrace.streams.errors import DeclarationError
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MAX_PARTITIONS = 1_000
 """More tasks than this in one application are a mistake, not a plan."""
 
-__all__ = ["App", "Processor", "Topic"]
+Guarantee = Literal["exactly_once", "at_least_once"]
+
+__all__ = ["App", "Guarantee", "Processor", "Topic"]
 
 
 class App:
@@ -28,6 +30,11 @@ class App:
     models:     the models; their feature sets come with them
     features:   further feature sets, of no model
     partitions: of each topic that the application creates
+    guarantee:  "exactly_once", or "at_least_once": features and predictions are published ahead of the transaction
+                that settles them, for the lowest latency; after a crash some are published again, with the same ids.
+                State, outcomes and what is learnt of them stay exactly once
+
+    Raises DeclarationError where they cannot be laid out.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class App:
         models: Sequence[Model] = (),
         features: Sequence[type[Features]] = (),
         partitions: int = 1,
+        guarantee: Guarantee = "exactly_once",
     ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
             raise DeclarationError(f"App: name {name!r} must be lower-case letters, digits, '_' and '-'")
@@ -44,10 +52,13 @@ class App:
         self.models = tuple(models)
         self.features = tuple(features)
         self.partitions = partitions
+        self.guarantee = guarantee
         if not models and not features:
             raise DeclarationError(f"App {name} does nothing: give it models=[...] or features=[...]")
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise DeclarationError(f"App {name}: partitions={partitions} is not between 1 and {MAX_PARTITIONS}")
+        if guarantee not in get_args(Guarantee):
+            raise DeclarationError(f"App {name}: guarantee={guarantee!r} is none of {', '.join(get_args(Guarantee))}")
         plan.topics(self)
         for model in self.models:
             plan.check(model)

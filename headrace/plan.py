@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from headrace.models import artifacts
@@ -48,6 +48,7 @@ class Stage:
     """Tasks of one kind, one for each partition.
 
     build: (partition, store) to the task and what it follows beside its inputs
+    ahead: outputs published at least once, ahead of their transaction
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     build: Callable[[int, Store], tuple[Task, list[Follow]]]
+    ahead: frozenset[str] = frozenset()
 
     @property
     def changelog(self) -> str:
@@ -177,6 +179,10 @@ def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
         scored = [m for m in models if m.on.contract.topic == main]
         made.append(_event_stage(app, known, main, here, scored, refused_by, now))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
+    if app.guarantee == "at_least_once":
+        # What this application reads itself stays in the transaction: its state and its models are exact either way.
+        read = {REGISTRY}.union(*(s.inputs for s in made))
+        made = [replace(s, ahead=frozenset(s.outputs) - read) for s in made]
     return tuple(made)
 
 

@@ -79,7 +79,7 @@ def runners(app: App, log: KafkaLog, data: Path) -> list[Runner]:
         for number in range(stage.partitions):
             store = RocksStore(data / "state" / f"{stage.name}-{number}")
             task, follows = stage.build(number, store)
-            made.append(Runner(task, log, SystemClock(), stage.group, follows))
+            made.append(Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead))
     return made
 
 

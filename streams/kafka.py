@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from headrace.streams.batch import Record
 from headrace.streams.closing import stop
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
-from headrace.streams.log import Fetched, Partition, Reader, Writer
+from headrace.streams.log import Fetched, Partition, Reader, Sender, Writer
 
 START_WITHIN = 30.0
 """Seconds for a client to find the log: longer than Apache Kafka's restart after kill -9 (5 to 16 s)."""
@@ -29,6 +29,10 @@ ANSWER_WITHIN = 30.0
 
 BATCH_BYTES = 1 << 20
 """Bytes of one produced batch, Kafka's own default bound for a message set."""
+
+BACKOFF_MS = 10
+"""Between attempts to write. A transaction that begins before the last one's markers are written is tried again after
+this; aiokafka's own 100 ms doubled the time of a commit on Kafka."""
 
 TRANSACTION_WITHIN_MS = 60_000
 """After this long without an end the log aborts a dead owner's transaction, so that readers go on."""
@@ -58,16 +62,25 @@ class KafkaLog:
 
     async def writer(self, owner: str) -> Writer:
         # Two producers in turn: on Kafka one that begins again at once finds its last markers unwritten and waits.
+        return _Writer(await self._producers(f"{owner}.0", f"{owner}.1"))
+
+    async def sender(self) -> Sender:
+        return _Sender(await self._producers(None))
+
+    async def _producers(self, *transactional: str | None) -> list[AIOKafkaProducer]:
+        """Started producers: idempotent ones, or of these transactional ids."""
         producers = [
             AIOKafkaProducer(
                 bootstrap_servers=self.address,
                 client_id=self._client_id,
-                transactional_id=f"{owner}.{n}",
+                enable_idempotence=True,
+                transactional_id=id,
                 transaction_timeout_ms=TRANSACTION_WITHIN_MS,
                 max_batch_size=BATCH_BYTES,
                 request_timeout_ms=int(ANSWER_WITHIN * 1000),
+                retry_backoff_ms=BACKOFF_MS,
             )
-            for n in range(2)
+            for id in transactional
         ]
         try:
             for producer in producers:
@@ -77,7 +90,7 @@ class KafkaLog:
                 with contextlib.suppress(Exception):
                     await producer.stop()
             raise
-        return _Writer(producers)
+        return producers
 
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         consumer = await self._consumer(group)
@@ -169,7 +182,7 @@ class _Reader:
         await stop(self._consumer)
 
 
-class _Writer:
+class _Sender:
     def __init__(self, producers: list[AIOKafkaProducer]) -> None:
         self._producers = producers
         self._turn = 0
@@ -178,12 +191,6 @@ class _Writer:
     @property
     def _producer(self) -> AIOKafkaProducer:
         return self._producers[self._turn]
-
-    async def begin(self) -> None:
-        if self._fenced:
-            raise Fenced("a newer owner of this task has taken over")
-        self._turn ^= 1
-        await self._ask(self._producer.begin_transaction())
 
     async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
         by_partition: dict[Partition, list[Record]] = defaultdict(list)
@@ -219,21 +226,6 @@ class _Writer:
         sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
         return sent  # type: ignore[return-value]
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        taken = {TopicPartition(*p): offset for p, offset in offsets.items()}
-        try:
-            if taken:
-                await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
-            await asyncio.wait_for(self._producer.commit_transaction(), ANSWER_WITHIN)
-        except _FENCED as error:
-            self._fenced = True
-            raise Fenced("a newer owner of this task has taken over") from error
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise TransactionUnknown(f"the outcome of a commit is unknown: {error}") from error
-
-    async def abort(self) -> None:
-        await self._ask(self._producer.abort_transaction())
-
     async def close(self) -> None:
         for producer in self._producers:
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
@@ -249,6 +241,29 @@ class _Writer:
             raise RecordTooLarge(str(error)) from error
         except (KafkaError, OSError, TimeoutError) as error:
             raise LogUnavailable(f"writing failed: {error}") from error
+
+
+class _Writer(_Sender):
+    async def begin(self) -> None:
+        if self._fenced:
+            raise Fenced("a newer owner of this task has taken over")
+        self._turn ^= 1
+        await self._ask(self._producer.begin_transaction())
+
+    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        taken = {TopicPartition(*p): offset for p, offset in offsets.items()}
+        try:
+            if taken:
+                await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
+            await asyncio.wait_for(self._producer.commit_transaction(), ANSWER_WITHIN)
+        except _FENCED as error:
+            self._fenced = True
+            raise Fenced("a newer owner of this task has taken over") from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise TransactionUnknown(f"the outcome of a commit is unknown: {error}") from error
+
+    async def abort(self) -> None:
+        await self._ask(self._producer.abort_transaction())
 
 
 def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> Awaitable[object]:

@@ -58,18 +58,26 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
-class Writer(Protocol):
-    """One transaction after the other, under one owner's name. Opening it fences every earlier owner."""
-
-    async def begin(self) -> None: ...
+class Sender(Protocol):
+    """Sends records that are there for every reader once they are stored: no transaction, no owner."""
 
     async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
-        """Hand records to the open transaction, in order per partition; they are stored when it returns.
+        """Send records in order per partition, each once; they are stored when it returns.
 
         home: the partition of records that name none: a task writes to its own.
 
-        Returns the offset after the last record, per partition. Raises Fenced or LogUnavailable.
+        Returns the offset after the last record, per partition. Raises RecordTooLarge or LogUnavailable: then they may
+        be stored or not, in part too.
         """
+
+    async def close(self) -> None: ...
+
+
+class Writer(Sender, Protocol):
+    """One transaction after the other, under one owner's name. Opening it fences every earlier owner. What is sent
+    belongs to the open transaction, and a writer that was fenced raises Fenced."""
+
+    async def begin(self) -> None: ...
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
         """Commit the records and the group's offsets, all or nothing.
@@ -80,8 +88,6 @@ class Writer(Protocol):
 
     async def abort(self) -> None: ...
 
-    async def close(self) -> None: ...
-
 
 class Log(Protocol):
     """A log with topics, partitions, groups and transactions."""
@@ -89,6 +95,8 @@ class Log(Protocol):
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader: ...
 
     async def writer(self, owner: str) -> Writer: ...
+
+    async def sender(self) -> Sender: ...
 
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """The group's committed offsets; a partition without one is absent. Waits out an open transaction."""

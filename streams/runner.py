@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
-from headrace.streams.log import Fetched, Log, Partition, Reader, Writer
+from headrace.streams.log import Fetched, Log, Partition, Reader, Sender, Writer
 from headrace.streams.task import Task, Work
 
 logger = logging.getLogger("headrace.streams")
@@ -19,6 +20,12 @@ MAX_BATCH_ROWS = 2_000
 
 FETCH_ROWS = 2_000
 """Rows asked of each input at once."""
+
+SETTLE_EVERY = 1.0
+"""Seconds between transactions of a task that publishes ahead of them; a crash publishes again what lies between."""
+
+SETTLE_ROWS = 50_000
+"""Rows taken after which it does not wait that long: their touched rows of state are held in memory."""
 
 IDLE_AFTER = 0.25
 """Seconds that an input must have been read to its end before it stops holding others back."""
@@ -56,11 +63,34 @@ class Progress:
     records: int = 0
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """Batches whose outputs are published ahead of the transaction that settles them."""
+
+    since: float
+    records: list[Record] = field(default_factory=list)
+    changes: dict[bytes, bytes | None] = field(default_factory=dict)
+    offsets: dict[Partition, int] = field(default_factory=dict)
+    rows: int = 0
+
+    def add(self, work: Work, ahead: frozenset[str]) -> None:
+        self.records += [r for r in work.records if r.topic not in ahead]
+        self.changes.update(work.changes)
+        self.offsets = work.offsets
+        self.rows += work.rows
+
+    def work(self) -> Work:
+        return Work(self.records, list(self.changes.items()), self.offsets, self.rows)
+
+
 @dataclass
 class Runner:
     """One task on one log.
 
     `start` then `step` again and again; `run` does both until `stop` and survives failures of the log.
+    ahead: topics published at once, at least once, and not in the transaction with state and offsets, which then
+           settles several batches: a crash publishes some of them again, with the same ids. Nothing that this
+           application reads belongs here, so that what is computed stays exactly once.
     crash: called between the numbered steps with the number of the step just done, for crash tests
     """
 
@@ -71,11 +101,14 @@ class Runner:
     follows: list[Follow] = field(default_factory=list)
     batch_rows: int = MAX_BATCH_ROWS
     idle_after: float = IDLE_AFTER
+    ahead: frozenset[str] = frozenset()
     crash: Callable[[int], None] = lambda step: None
     progress: Progress = field(default_factory=Progress)
     _writer: Writer | None = None
     _reader: Reader | None = None
     _beside: Reader | None = None
+    _sender: Sender | None = None
+    _unsettled: _Ahead | None = None
     _stopping: bool = False
     _empty_since: dict[int, float] = field(default_factory=dict)
 
@@ -84,6 +117,8 @@ class Runner:
         await self.close()
         task = self.task
         self._writer = await self.log.writer(f"{self.group}-{task.number}")
+        if self.ahead:
+            self._sender = await self.log.sender()
         await self._replay_changelog()
         task.resume()
         self._empty_since.clear()
@@ -143,10 +178,34 @@ class Runner:
         # 2. run the operators
         work = self.task.work(self.batch_rows, self._idle())
         if work is None:
+            if self._due():
+                await self.settle()
             return 0
         self.crash(2)
-        await self._commit(self._writer, work)
+        if self._sender is None:
+            await self._commit(self._writer, work)
+        else:
+            await self._publish_ahead(self._sender, work)
         return work.rows
+
+    async def _publish_ahead(self, sender: Sender, work: Work) -> None:
+        await sender.send([r for r in work.records if r.topic in self.ahead], self.task.number)
+        if self._unsettled is None:
+            self._unsettled = _Ahead(self.clock.now())
+        self._unsettled.add(work, self.ahead)
+        if self._due():
+            await self.settle()
+
+    def _due(self) -> bool:
+        held = self._unsettled
+        return held is not None and (self.clock.now() - held.since >= SETTLE_EVERY or held.rows >= SETTLE_ROWS)
+
+    async def settle(self) -> None:
+        """Commit what was published ahead; nothing where there is none."""
+        if self._unsettled is not None:
+            assert self._writer is not None
+            work, self._unsettled = self._unsettled.work(), None
+            await self._commit(self._writer, work)
 
     async def _commit(self, writer: Writer, work: Work) -> None:
         # 3. produce outputs and changelog
@@ -186,6 +245,7 @@ class Runner:
                 while not self._stopping:
                     if await self.step():
                         retries, wait = 0, RETRY_FIRST
+                await self.settle()
             except (LogUnavailable, TransactionUnknown) as error:
                 retries += 1
                 self.progress.restarts += 1
@@ -203,8 +263,9 @@ class Runner:
         self._stopping = True
 
     async def close(self) -> None:
-        for part in (self._writer, self._reader, self._beside):
+        self._unsettled = None
+        for part in (self._writer, self._sender, self._reader, self._beside):
             if part is not None:
                 with contextlib.suppress(Fenced, LogUnavailable, TransactionUnknown):
                     await part.close()
-        self._writer = self._reader = self._beside = None
+        self._writer = self._sender = self._reader = self._beside = None

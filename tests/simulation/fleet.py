@@ -194,6 +194,7 @@ class Fleet:
             follows,
             batch_rows=random.choice([1, 3, 50]),
             idle_after=IDLE_AFTER,
+            ahead=stage.ahead,
             crash=self._crash,
         )
         worker = Worker(f"worker {self.started}", place, machine, runner, connection)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
-from headrace.streams.log import Fetched, Partition, Reader, Writer
+from headrace.streams.log import Fetched, Partition, Reader, Sender, Writer
 
 from tests.simulation.world import World
 
@@ -103,6 +103,9 @@ class SimulatedLog:
     async def writer(self, owner: str) -> Writer:
         return await self.connect().writer(owner)
 
+    async def sender(self) -> Sender:
+        return await self.connect().sender()
+
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         return await self.connect().committed(group, partitions)
 
@@ -163,6 +166,10 @@ class Connection:
         log.owners[owner] = self
         log.end(owner, "aborted")
         return _Writer(self, owner, log.epochs[owner])
+
+    async def sender(self) -> Sender:
+        await self.call()
+        return _Sender(self)
 
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         await self.call()
@@ -227,6 +234,23 @@ class _Reader:
             at,
             end,
         )
+
+    async def close(self) -> None:
+        pass
+
+
+class _Sender:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+        ends: dict[Partition, int] = {}
+        for record in records:
+            if self._connection.log.world.random.random() < 0.1:
+                await self._connection.call()
+            partition = Partition(record.topic, home if record.partition is None else record.partition)
+            ends[partition] = self._connection.log.append(partition, record, "committed") + 1
+        return ends
 
     async def close(self) -> None:
         pass

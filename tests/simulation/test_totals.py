@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -30,6 +31,8 @@ def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
 
 OUTPUTS = ("totals", "payments.rejected", "payments.late", "refunds.rejected", "refunds.late")
 STAGE = Stage("totals", "totals", 1, ("payments", "refunds"), OUTPUTS, build)
+AHEAD = replace(STAGE, ahead=frozenset({"totals", "payments.rejected"}))
+"""At least once: totals may come again, with the same event and the same value."""
 
 
 def event(kind: str, who: str, amount: int, second: int) -> Record:
@@ -88,7 +91,8 @@ def oracle(fleet: Fleet) -> tuple[list[list[object]], list[bytes], dict[str, lis
 
 def simulate(seed: int) -> Fleet:
     world = World(seed)
-    fleet = Fleet(world, SimulatedLog(world), [STAGE], Chaos.drawn(world))
+    stage = world.random.choice([STAGE, AHEAD])
+    fleet = Fleet(world, SimulatedLog(world), [stage], Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()
@@ -102,12 +106,20 @@ def wrong(fleet: Fleet) -> list[str]:
     for topic, wanted in (("refunds.rejected", rejected), *((f"{t}.late", values) for t, values in late.items())):
         got = [r.value for r in log.committed_records(topic)]
         found += [f"{topic}: {got}, not {wanted}"] if got != wanted else []
+    [stage] = fleet.stages
     told = [json.loads(r.value or b"") for r in log.committed_records("totals")]
+    if stage is AHEAD:
+        told = first_of_each(told)
     found += [f"totals: {told}, not {out}"] if told != out else []
-    source = from_source(fleet, STAGE, 0)
-    found += other_bytes(log, STAGE.outputs, 0, source)
+    source = from_source(fleet, stage, 0)
+    found += other_bytes(log, [t for t in stage.outputs if t not in stage.ahead], 0, source)
     probe = [event("payments", who, 1, 1_000) for who in "abc"]
     return found + unequal(fleet, ("totals", 0), source, {"payments": probe})
+
+
+def first_of_each(told: list[list[object]]) -> list[list[object]]:
+    """Without what was published again word by word. Another total of an event published before stays, and is wrong."""
+    return list({tuple(one): one for one in told}.values())
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -389,6 +389,25 @@ def test_writers_of_different_owners_leave_each_other_alone(ground: Ground) -> N
     ground.run(scenario)
 
 
+def test_what_a_sender_sends_is_there_at_once_beside_transactions_that_come_to_nothing(ground: Ground) -> None:
+    topic = ground.topic(2)
+    here, there = Partition(topic, 0), Partition(topic, 1)
+
+    async def scenario(client: Client) -> None:
+        sender = await client.log.sender()
+        writer = await client.writer(f"owner-{topic}")
+        assert await sender.send([record(topic, "1", None), record(topic, "2", 0)], 1) == {there: 1, here: 1}
+        await writer.begin()
+        await writer.send([record(topic, "3")], 0)
+        await writer.abort()
+        ends = await sender.send([record(topic, "4"), record(topic, "5")], 0)
+        assert ends[here] in (4, 5)  # Kafka may write the marker of what was aborted later
+        assert await values(client, here, there) == {here: [b"2", b"4", b"5"], there: [b"1"]}
+        await sender.close()
+
+    ground.run(scenario)
+
+
 def test_offsets_are_committed_in_the_transaction_or_not_at_all(ground: Ground) -> None:
     topic = ground.topic()
     source, other = Partition(ground.topic(2), 0), Partition(topic, 0)
