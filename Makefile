@@ -8,7 +8,7 @@ FIRST ?= 1
 KILLS ?= 20
 NODES ?= 1
 
-.PHONY: run test test-stack stack check bench sim kill-test clean
+.PHONY: run test test-stack stack check bench bench-broker sim kill-test clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -59,6 +59,9 @@ kill-test: .venv/test
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks
+
+bench-broker: .venv/test
+	$(BIN)/python -m benchmarks.broker
 
 clean:
 	rm -rf .venv .types .headrace build *.egg-info

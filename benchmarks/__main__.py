@@ -1,6 +1,6 @@
 """`make bench`, or `python -m benchmarks [--only NAME] [--repeats N] [--json FILE]`: the figures, each with its spread.
 
-Beside these, `python benchmarks/broker.py` measures the local broker, and `python benchmarks/features.py` features.
+Beside these, `make bench-broker` measures the local broker, and `python benchmarks/features.py` features.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import latency, returns, window
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, machine
 
 MEASURES: dict[str, Callable[[int], list[Figure]]] = {
     "window": window.measure,
@@ -35,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.repeats < 1:
         parser.error("--repeats must be at least 1")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    load = os.getloadavg()[0]
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    print(f"{machine}; load {load:.1f} before the start; the median of {chosen.repeats} (least to most)", flush=True)
+    here = machine()
+    print(f"{here}; the median of {chosen.repeats} (least to most)", flush=True)
     found = {}
     for name in chosen.only or MEASURES:
         print(f"\n{name}: {(sys.modules[MEASURES[name].__module__].__doc__ or '').splitlines()[0]}", flush=True)
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {figure}", flush=True)
     if chosen.json:
         figures = {name: [figure.as_json() for figure in figures] for name, figures in found.items()}
-        chosen.json.write_text(json.dumps({"machine": machine, "load": load, "figures": figures}, indent=1))
+        chosen.json.write_text(json.dumps({"machine": here, "figures": figures}, indent=1))
     return 0
 
 

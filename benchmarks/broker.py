@@ -1,137 +1,133 @@
-"""How fast the local broker is, with aiokafka on both sides of one machine.
+"""The local broker beside Apache Kafka: `make bench-broker`, or `python -m benchmarks.broker [--repeats N]`.
 
-    python benchmarks/broker.py [--records 1000000] [--size 100]
+Both run at once on this machine, each with its own defaults for durability (neither waits for the disk), and are
+measured in turns by the same client, after a round that does not count: Java compiles what it runs often.
 
-Records go in whole batches (`create_batch`, `send_batch`), as the data plane sends them. They come back as
-records through `getmany`, and as raw batches through a client that only fetches. The broker is a process of
-its own.
+Writes go in whole batches, as the data plane sends them. Reads are of committed records, as raw batches through a
+client that only fetches: aiokafka's own parsing would hide the brokers. A transaction is the data plane's: records to
+two topics, consumed offsets, commit. Latencies are taken at a steady rate that neither broker feels.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
+import itertools
+import json
+import logging
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from headrace.streams.address import Address
+from headrace.streams.admin import ensure_topics
+from headrace.streams.batch import Record
+from headrace.streams.kafka import KafkaLog
+from headrace.streams.log import Partition
+from headrace.streams.topics import Topic
 from kio.schema.fetch.v11.request import FetchPartition, FetchRequest, FetchTopic
 from kio.schema.fetch.v11.response import FetchResponse
 from kio.schema.types import TopicName
 from kio.serial import entity_reader, entity_writer
 
-TOPIC = "benchmark"
+from benchmarks.figures import Figure, collected, local_broker, machine
+from tests.stack.kafka import Cluster
+
+RECORDS = 1_000_000
+SIZE = 100
+"""Bytes of a value."""
 PARTITIONS = 2
 BATCH_BYTES = 512 * 1024
-FETCH_BYTES = 8 * 1024 * 1024
-LONE_MESSAGES = 500
+FETCH_BYTES = 8 << 20
+TRANSACTIONS = 400
+ROWS = 100
+"""Records of a transaction to each of its two topics."""
+PACED = 1_000
+"""Operations of a latency."""
+EVERY = 0.005
+"""Seconds between two of them."""
 _COUNT_AT = 57
+"""Where a record batch says how many records it has."""
+
+_numbers = itertools.count(1)
 
 
-async def start_broker(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "headrace.streams.broker",
-        "--data",
-        str(folder),
-        "--port",
-        "0",
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    return process, line.rsplit(" at ", 1)[1].rstrip(".\n")
+async def topic(address: Address, partitions: int = 1) -> str:
+    made = Topic(f"bench-{next(_numbers)}", "event", partitions, None, {"retention.ms": "-1"})
+    await ensure_topics(address, [made])
+    return made.name
 
 
-async def produce(address: str, records: int, size: int) -> float:
+async def writes(address: Address) -> tuple[str, float]:
+    """The topic, and acknowledged records/s of an idempotent producer."""
+    name = await topic(address, PARTITIONS)
     producer = AIOKafkaProducer(
-        bootstrap_servers=address, enable_idempotence=True, max_batch_size=BATCH_BYTES
+        bootstrap_servers=address.bootstrap, enable_idempotence=True, max_batch_size=BATCH_BYTES
     )
     await producer.start()
-    batch = producer.create_batch()
-    count = 0
-    while batch.append(key=None, value=b"x" * size, timestamp=None) is not None:
-        count += 1
-    whole = -(-records // count)
-    batches = []
-    for _ in range(whole):
+    batches, count = [], 0
+    while count < RECORDS:
         batch = producer.create_batch()
-        for _ in range(count):
-            batch.append(key=None, value=b"x" * size, timestamp=None)
+        while batch.append(key=None, value=b"x" * SIZE, timestamp=None) is not None:
+            count += 1
         batch.close()
         batches.append(batch)
-    started = time.perf_counter()
+    began = time.perf_counter()
     for number, batch in enumerate(batches):
-        await producer.send_batch(batch, TOPIC, partition=number % PARTITIONS)
+        await producer.send_batch(batch, name, partition=number % PARTITIONS)
     await producer.flush()
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - began
     await producer.stop()
-    return whole * count / seconds
+    return name, count / seconds
 
 
-async def consume(address: str) -> float:
-    partitions = [TopicPartition(TOPIC, index) for index in range(PARTITIONS)]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=address, max_partition_fetch_bytes=4 * 1024 * 1024, check_crcs=False
-    )
-    await consumer.start()
-    consumer.assign(partitions)
-    await consumer.seek_to_beginning(*partitions)
-    total = sum((await consumer.end_offsets(partitions)).values())
-    started, seen = time.perf_counter(), 0
-    while seen < total:
-        for found in (await consumer.getmany(timeout_ms=1000, max_records=100_000)).values():
-            seen += len(found)
-    seconds = time.perf_counter() - started
-    await consumer.stop()
-    return int(total) / seconds
-
-
-async def fetch_raw(address: str) -> float:
-    """What the broker alone can serve: records are counted by the headers of their batches."""
-    host, port = address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port), limit=64 * 1024 * 1024)
+async def reads(address: Address, name: str) -> float:
+    """Committed records/s, as raw batches; records are counted by the headers of their batches."""
+    reader, writer = await asyncio.open_connection(address.host, address.port, limit=64 << 20)
     read, write = entity_reader(FetchResponse), entity_writer(FetchRequest)
-    started, seen = time.perf_counter(), 0
+    began, seen = time.perf_counter(), 0
     for index in range(PARTITIONS):
         offset = 0
         while True:
-            writer.write(_fetch_frame(write, index, offset))
+            writer.write(_fetch_frame(write, name, index, offset))
             (length,) = struct.unpack(">i", await reader.readexactly(4))
             response, _ = read(await reader.readexactly(length), 4)
             records = response.responses[0].partitions[0].records
             if not records:
                 break
-            position = 0
-            while position < len(records):
-                base, size = struct.unpack_from(">qi", records, position)
-                (count,) = struct.unpack_from(">i", records, position + _COUNT_AT)
-                offset, seen, position = base + count, seen + count, position + 12 + size
-    seconds = time.perf_counter() - started
+            at = 0
+            while at + _COUNT_AT < len(records):
+                base, size = struct.unpack_from(">qi", records, at)
+                if at + 12 + size > len(records):
+                    break  # Kafka cuts what it sends at the bound; the rest comes with the next fetch
+                (count,) = struct.unpack_from(">i", records, at + _COUNT_AT)
+                offset, seen, at = base + count, seen + count, at + 12 + size
+    seconds = time.perf_counter() - began
     writer.close()
     return seen / seconds
 
 
-def _fetch_frame(write: Callable[[BytesIO, Any], None], index: int, offset: int) -> bytes:
+def _fetch_frame(write: Callable[[BytesIO, Any], None], name: str, index: int, offset: int) -> bytes:
     # Any: kio's integers are types of their own, which plain ones satisfy when it runs.
     make: Any = FetchPartition
-    partition = make(
-        partition=index, fetch_offset=offset, log_start_offset=-1, partition_max_bytes=FETCH_BYTES
-    )
+    partition = make(partition=index, fetch_offset=offset, log_start_offset=-1, partition_max_bytes=FETCH_BYTES)
     make = FetchRequest
     request = make(
         replica_id=-1,
         max_wait=timedelta(0),
         min_bytes=1,
-        topics=(FetchTopic(topic=TopicName(TOPIC), partitions=(partition,)),),
+        isolation_level=1,
+        topics=(FetchTopic(topic=TopicName(name), partitions=(partition,)),),
         forgotten_topics_data=(),
         session_epoch=-1,
     )
@@ -142,77 +138,159 @@ def _fetch_frame(write: Callable[[BytesIO, Any], None], index: int, offset: int)
     return struct.pack(">i", len(frame) - 4) + frame[4:]
 
 
-async def lone_messages(address: str) -> list[float]:
-    producer = AIOKafkaProducer(bootstrap_servers=address)
-    await producer.start()
+async def transactions(address: Address) -> float:
+    """Transactions/s of one owner, one after the other."""
+    transaction = await _Transaction.opened(address)
+    began = time.perf_counter()
+    for _ in range(TRANSACTIONS):
+        await transaction()
+    seconds = time.perf_counter() - began
+    await transaction.close()
+    return TRANSACTIONS / seconds
+
+
+@dataclass
+class _Transaction:
+    """The data plane's transaction, again and again."""
+
+    log: KafkaLog
+    writer: Any
+    records: list[Record]
+    source: Partition
+    turn: int = 0
+
+    @classmethod
+    async def opened(cls, address: Address) -> _Transaction:
+        log = KafkaLog(address.bootstrap)
+        outputs, changelog, source = [await topic(address) for _ in range(3)]
+        records = [Record(t, b"%d" % n, b"x" * SIZE, 0) for t in (outputs, changelog) for n in range(ROWS)]
+        return cls(log, await log.writer(f"owner-{outputs}"), records, Partition(source, 0))
+
+    async def __call__(self) -> None:
+        self.turn += 1
+        await self.writer.begin()
+        await self.writer.send(self.records, 0)
+        await self.writer.commit("bench", {self.source: self.turn})
+
+    async def close(self) -> None:
+        await self.writer.close()
+        await self.log.close()
+
+
+async def paced(operation: Callable[[], Awaitable[object]], count: int = PACED) -> list[float]:
+    """Milliseconds that each of the operations takes, begun at a steady rate, one at a time."""
     taken = []
-    for _ in range(LONE_MESSAGES):
-        started = time.perf_counter()
-        await producer.send_and_wait(TOPIC, b"x" * 100, partition=0)
-        taken.append((time.perf_counter() - started) * 1000)
+    began = time.perf_counter()
+    for n in range(count):
+        await asyncio.sleep(began + n * EVERY - time.perf_counter())
+        at = time.perf_counter()
+        await operation()
+        taken.append((time.perf_counter() - at) * 1000)
+    return taken
+
+
+async def write_latency(address: Address) -> list[float]:
+    """Of one acknowledged record."""
+    name = await topic(address)
+    producer = AIOKafkaProducer(bootstrap_servers=address.bootstrap, enable_idempotence=True)
+    await producer.start()
+    taken = await paced(lambda: producer.send_and_wait(name, b"x" * SIZE, partition=0))
     await producer.stop()
     return taken
 
 
-async def through(address: str) -> list[float]:
-    """From the send of one record to its arrival at a consumer that waits for it."""
-    producer = AIOKafkaProducer(bootstrap_servers=address)
-    consumer = AIOKafkaConsumer(bootstrap_servers=address)
+async def read_latency(address: Address) -> list[float]:
+    """From the send of one record to its arrival at a reader of committed records that waits for it."""
+    name = await topic(address)
+    producer = AIOKafkaProducer(bootstrap_servers=address.bootstrap, enable_idempotence=True)
+    consumer = AIOKafkaConsumer(bootstrap_servers=address.bootstrap, isolation_level="read_committed")
     await producer.start()
     await consumer.start()
-    partition = TopicPartition(TOPIC, 1)
-    consumer.assign([partition])
-    await consumer.seek_to_end(partition)
-    await consumer.position(partition)
-    taken = []
-    for _ in range(LONE_MESSAGES):
-        started = time.perf_counter()
-        await producer.send(TOPIC, b"x" * 100, partition=1)
+    consumer.assign([TopicPartition(name, 0)])
+    await consumer.seek_to_beginning()
+
+    async def through() -> None:
+        await producer.send(name, b"x" * SIZE, partition=0)
         await consumer.getone()
-        taken.append((time.perf_counter() - started) * 1000)
+
+    taken = await paced(through)
     await producer.stop()
     await consumer.stop()
     return taken
 
 
-def _spread(taken: list[float]) -> str:
-    hundredths = statistics.quantiles(taken, n=100)
-    return f"p50 {hundredths[49]:.2f} ms, p99 {hundredths[98]:.2f} ms"
+async def transaction_latency(address: Address) -> list[float]:
+    """From begin to the end of commit."""
+    transaction = await _Transaction.opened(address)
+    taken = await paced(transaction, TRANSACTIONS)
+    await transaction.close()
+    return taken
 
 
-async def main(records: int, size: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        process, address = await start_broker(Path(folder))
-        print(f"ready after       {time.perf_counter() - begun:9.2f} s")
-        print(f"idle              {_resident(process.pid):9.0f} MB resident")
-        admin = AIOKafkaAdminClient(bootstrap_servers=address)
-        await admin.start()
-        await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
-        await admin.close()
-        print(f"produced          {await produce(address, records, size):9,.0f} records/s of {size} bytes")
-        print(f"consumed          {await consume(address):9,.0f} records/s through aiokafka's records")
-        print(f"fetched           {await fetch_raw(address):9,.0f} records/s as whole batches")
-        print(f"lone message      acknowledged: {_spread(await lone_messages(address))}")
-        print(f"lone message      produced and consumed: {_spread(await through(address))}")
-        print(f"afterwards        {_resident(process.pid):9.0f} MB resident")
-        process.terminate()
-        await process.wait()
+UNITS = {
+    "acknowledged writes": "records/s",
+    "committed reads": "records/s",
+    "transactions": "a second",
+    "acknowledged write, p50": "ms",
+    "acknowledged write, p99": "ms",
+    "committed read, p50": "ms",
+    "committed read, p99": "ms",
+    "transaction, p50": "ms",
+    "transaction, p99": "ms",
+}
 
 
-def _resident(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return float("nan")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+async def once(address: Address) -> dict[str, float]:
+    """Every figure of one broker."""
+    name, written = await writes(address)
+    found = [written, await reads(address, name), await transactions(address)]
+    for latency in (write_latency, read_latency, transaction_latency):
+        found += np.percentile(await latency(address), (50, 99)).tolist()
+    return dict(zip(UNITS, found, strict=True))
+
+
+async def measure(repeats: int) -> dict[str, list[Figure]]:
+    """The figures of both, by name of the broker."""
+    found: dict[str, list[dict[str, float]]] = {"local": [], "Kafka": []}
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        cluster = Cluster(folder / "kafka", java=["-Xmx1g", "-XX:+UseG1GC"])
+        stack.callback(cluster.close)
+        await asyncio.to_thread(cluster.start)
+        local = await stack.enter_async_context(local_broker(folder / "local"))
+        for turn in range(repeats + 1):
+            for name, address in (("local", local), ("Kafka", cluster.address)):
+                got = await once(address)
+                if turn:
+                    found[name].append(got)
+    return {name: collected(values, UNITS) for name, values in found.items()}
+
+
+def table(figures: dict[str, list[Figure]]) -> list[str]:
+    """A line for each figure: the medians of both and their ratio, above 1 where the local broker does better."""
+    lines = [f"{'':<26} {'local':>12} {'Kafka':>12}   local is better by"]
+    for mine, theirs in zip(figures["local"], figures["Kafka"], strict=True):
+        better = theirs.median / mine.median if mine.unit == "ms" else mine.median / theirs.median
+        lines.append(f"{mine.name:<26} {mine.value:>12} {theirs.value:>12}   {better:.1f}  {mine.unit}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.broker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many is told")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    chosen = parser.parse_args(arguments)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    print(f"{machine()}; the median of {chosen.repeats}", flush=True)
+    figures = asyncio.run(measure(chosen.repeats))
+    print("\n".join(table(figures)))
+    if chosen.json:
+        told = {name: [figure.as_json() for figure in of] for name, of in figures.items()}
+        chosen.json.write_text(json.dumps({"machine": machine(), "figures": told}, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--size", type=int, default=100)
-    arguments = parser.parse_args()
-    asyncio.run(main(arguments.records, arguments.size))
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import platform
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -26,9 +28,14 @@ class Figure:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    @property
+    def value(self) -> str:
+        """The median, short."""
+        return _short(self.median)
+
     def __str__(self) -> str:
         spread = f"  ({_short(min(self.values))} to {_short(max(self.values))} in {len(self.values)})"
-        return f"{self.name:<58} {_short(self.median):>12} {self.unit:<9}{spread if len(self.values) > 1 else ''}"
+        return f"{self.name:<58} {self.value:>12} {self.unit:<9}{spread if len(self.values) > 1 else ''}"
 
     def as_json(self) -> dict[str, Any]:
         return {"figure": self.name, "unit": self.unit, "median": self.median, "values": list(self.values)}
@@ -36,6 +43,12 @@ class Figure:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}"
+
+
+def machine() -> str:
+    """What these figures are of, and how busy it is."""
+    kind = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"{kind}; load {os.getloadavg()[0]:.1f} before the start"
 
 
 def collected(repeats: Sequence[dict[str, float]], units: dict[str, str]) -> list[Figure]:

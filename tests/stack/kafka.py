@@ -32,6 +32,9 @@ READY_WITHIN = 90.0
 """Seconds. Five on a quiet machine; after kill -9 the log is read first, and here two cores do all."""
 STOP_WITHIN = 60.0
 
+QUICK = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""What makes a Java process start fast and take little, at the price of its speed later on."""
+
 SETTINGS = {
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -85,10 +88,16 @@ class Cluster:
     """Nodes 1 to n, each a broker and a controller in one process.
 
     settings: beside SETTINGS, for every node; `{client}` stands for the node's client port
+    java:     options of Java: for tests, those that start fast and take little
     """
 
     def __init__(
-        self, folder: Path, nodes: int = 1, settings: Mapping[str, str] | None = None, port: int | None = None
+        self,
+        folder: Path,
+        nodes: int = 1,
+        settings: Mapping[str, str] | None = None,
+        port: int | None = None,
+        java: Sequence[str] = ("-Xmx512m", *QUICK),
     ) -> None:
         self._folder = folder
         self._jars = provision()
@@ -97,6 +106,7 @@ class Cluster:
         self._controllers = {n: free_port() for n in self._ports}
         self._id = urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "x")
         self._settings = dict(settings or {})
+        self._java = list(java)
 
     @property
     def nodes(self) -> list[int]:
@@ -130,6 +140,7 @@ class Cluster:
     def start(self, *nodes: int, wait: bool = True) -> None:
         """Start nodes (left out: all of them), on the data they have, and wait until each serves."""
         chosen = nodes or tuple(self._ports)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for node in chosen:
             self._start(node)
         for node in chosen if wait else ():
@@ -139,21 +150,19 @@ class Cluster:
         config = self._folder / f"node-{node}.properties"
         with (self._folder / f"node-{node}.log").open("ab") as log:
             if not config.exists():
-                config.parent.mkdir(parents=True, exist_ok=True)
                 config.write_text("".join(f"{k}={v}\n" for k, v in self._properties(node).items()))
                 (self._folder / "log4j2.yaml").write_text(_LOGGING)
                 tool = ["kafka.tools.StorageTool", "format", "-t", self._id, "-c", str(config)]
                 formatted = subprocess.run(self.java(*tool), stdout=log, stderr=log, check=False)
                 if formatted.returncode:
                     raise RuntimeError(f"Kafka's folder could not be formatted:\n{self.log(node)}")
-            self._processes[node] = subprocess.Popen(
-                self.java("kafka.Kafka", str(config), heap="512m"), stdout=log, stderr=log
-            )
+            command = self.java("kafka.Kafka", str(config), options=self._java)
+            self._processes[node] = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def java(self, *command: str, heap: str = "128m") -> list[str]:
+    def java(self, *command: str, options: Sequence[str] = ("-Xmx128m", *QUICK)) -> list[str]:
         """A command line that runs a class of the distribution."""
         log = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.yaml'}"
-        return ["java", f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", log, "-cp", self.jars, *command]
+        return ["java", *options, log, "-cp", self.jars, *command]
 
     def _properties(self, node: int) -> dict[str, str]:
         client, controller = self._ports[node], self._controllers[node]
