@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import latency, returns, window
+from benchmarks import guarantees, latency, returns, window
 from benchmarks.figures import Figure, machine
 
 MEASURES: dict[str, Callable[[int], list[Figure]]] = {
     "window": window.measure,
     "latency": latency.measure,
     "returns": returns.measure,
+    "guarantees": guarantees.measure,
 }
 
 

@@ -47,14 +47,18 @@ async def _repeats(repeats: int, seconds: float) -> list[dict[str, float]]:
             found, at = [], 0
             for _ in range(repeats):
                 count = int((WARM + seconds) * RATE)
-                found.append(await _once(stack.broker, orders[at : at + count]))
+                through = await measured(stack.broker, "orders", orders[at : at + count], "predictions.returns")
+                found.append(dict(zip(UNITS, through, strict=True)))
                 at += count
     return found
 
 
-async def _once(broker: Address, orders: list[Row]) -> dict[str, float]:
-    """Publish at the rate, and read on until every order is predicted or nothing more comes."""
-    subscription = Subscription(broker, "predictions.returns", "latest")
+async def measured(broker: Address, topic: str, rows: list[Row], results: str) -> tuple[float, float, float]:
+    """Publish rows at the rate, and read results on until every row has its own or nothing more comes.
+
+    Returns p50 and p99 in milliseconds, and the rate.
+    """
+    subscription = Subscription(broker, results, "latest")
     await subscription.open()
     publisher = Publisher(broker)
     await publisher.start()
@@ -63,27 +67,27 @@ async def _once(broker: Address, orders: list[Row]) -> dict[str, float]:
     ended = asyncio.Event()
 
     async def read() -> None:
-        while len(seen) < len(orders):
+        while len(seen) < len(rows):
             messages = await subscription.batch(1.0, 10_000)
             now = time.perf_counter()
             for message in messages:
                 made = message.value
                 assert isinstance(made, dict)
-                seen[int(str(made["id"]).rpartition("-")[2])] = now
+                seen.setdefault(int(str(made["id"]).rpartition("-")[2]), now)
             if ended.is_set() and not messages and now - max(seen.values(), default=now) > SILENCE:
                 return
 
-    async def send(rows: list[Row], now: float) -> None:
-        for receipt in await publisher.send("orders", rows):
+    async def send(some: list[Row], now: float) -> None:
+        for receipt in await publisher.send(topic, some):
             published[receipt.offset] = now
 
     reading = asyncio.create_task(read())
     began = time.perf_counter()
     sending = []
     each = round(RATE * TICK)
-    for tick, at in enumerate(range(0, len(orders), each)):
+    for tick, at in enumerate(range(0, len(rows), each)):
         await asyncio.sleep(max(0.0, began + tick * TICK - time.perf_counter()))
-        sending.append(asyncio.create_task(send(orders[at : at + each], time.perf_counter())))
+        sending.append(asyncio.create_task(send(rows[at : at + each], time.perf_counter())))
     await asyncio.gather(*sending)
     seconds = time.perf_counter() - began
     ended.set()
@@ -92,4 +96,4 @@ async def _once(broker: Address, orders: list[Row]) -> dict[str, float]:
     await subscription.close()
     counted = [seen[o] - at for o, at in published.items() if o in seen and at >= began + WARM]
     p50, p99 = (1000 * np.percentile(counted, (50, 99))).tolist()
-    return dict(zip(UNITS, (p50, p99, len(orders) / seconds), strict=True))
+    return p50, p99, len(rows) / seconds

@@ -85,14 +85,9 @@ async def _once(events: int, few: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         async with local_broker(Path(folder) / "log") as broker:
             await ensure_topics(broker, [*app.topics(), Topic(THEIRS, "features", 1)])
-            publisher = Publisher(broker)
-            await publisher.start()
-            made = rows(events)
-            for at in range(0, events, 5_000):
-                await publisher.send("trades", made[at : at + 5_000])
-            await publisher.close()
-            theirs = await _job("benchmarks.window_faust", broker, folder, few)
-            ours = await _job("benchmarks.window_headrace", broker, folder, events)
+            await publish(broker, rows(events))
+            theirs = await job("benchmarks.window_faust", broker, folder, few)
+            ours = await job("benchmarks.window_headrace", broker, folder, events)
             wanted, found = await _results(broker, THEIRS, few), await _results(broker, OURS, few)
             assert wanted == found, "the two versions of the window job differ"
             assert len(found) == few
@@ -100,9 +95,17 @@ async def _once(events: int, few: int) -> dict[str, float]:
     return dict(zip(UNITS, rates, strict=True))
 
 
-async def _job(module: str, broker: Address, folder: str, events: int) -> tuple[float, float]:
+async def publish(broker: Address, made: list[Row]) -> None:
+    publisher = Publisher(broker)
+    await publisher.start()
+    for at in range(0, len(made), 5_000):
+        await publisher.send("trades", made[at : at + 5_000])
+    await publisher.close()
+
+
+async def job(module: str, broker: Address, folder: str, events: int, *more: str) -> tuple[float, float]:
     """Run a job over the first so many events; events/s, and events per second of processor time."""
-    argv = [sys.executable, "-m", module, str(broker.bootstrap), folder, str(events)]
+    argv = [sys.executable, "-m", module, str(broker.bootstrap), folder, str(events), *more]
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

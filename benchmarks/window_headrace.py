@@ -1,4 +1,4 @@
-"""The window job by Headrace: `python -m benchmarks.window_headrace BROKER FOLDER EVENTS`; see window."""
+"""The window job by Headrace: `python -m benchmarks.window_headrace BROKER FOLDER EVENTS [GUARANTEE]`; see window."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import uvloop
 from headrace.streams import kernels
 from headrace.streams.kafka import KafkaLog
 
-from benchmarks.window import Clock, app
+import headrace as hr
+from benchmarks.window import Clock, PerMinute
+from headrace.app import Guarantee
 from headrace.worker import runners
 
 
-async def main(broker: str, folder: str, events: int) -> None:
+async def main(broker: str, folder: str, events: int, guarantee: Guarantee = "exactly_once") -> None:
     log = KafkaLog(broker)
+    app = hr.App("window", features=[PerMinute], guarantee=guarantee)
     [runner] = runners(app, log, Path(folder))
     clock = Clock(events)
     await runner.start()
@@ -22,6 +25,7 @@ async def main(broker: str, folder: str, events: int) -> None:
     while done < events:
         done += await runner.step()
         clock.seen(done)
+    await runner.settle()
     print(clock.told(), flush=True)
     await runner.close()
     await log.close()
@@ -30,4 +34,4 @@ async def main(broker: str, folder: str, events: int) -> None:
 
 if __name__ == "__main__":
     kernels.warm()
-    uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))  # type: ignore[arg-type]

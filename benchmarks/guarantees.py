@@ -1,0 +1,98 @@
+"""What exactly once costs: the window job under both guarantees, on the local broker and on Apache Kafka.
+
+Throughput as in window; latency at 1,000 events/s, from the call that publishes an event to its features read by a
+reader of committed records. One worker, one partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from headrace.streams.address import Address
+from headrace.streams.admin import ensure_topics
+
+from benchmarks.figures import Figure, collected, local_broker
+from benchmarks.latency import RATE, WARM, measured
+from benchmarks.window import OURS, app, job, publish, rows
+from tests.stack.kafka import Cluster
+
+PROGRAMS = {"exactly once": "benchmarks.window", "at least once": "benchmarks.at_least_once"}
+EVENTS = 200_000
+SECONDS = 15.0
+PARTS = {"events/s": "events/s", "p50": "ms", "p99": "ms"}
+UNITS = {
+    f"{broker}, {guarantee}, {part}": unit
+    for broker in ("local broker", "Kafka")
+    for guarantee in PROGRAMS
+    for part, unit in PARTS.items()
+}
+
+
+def measure(repeats: int, events: int = EVENTS, seconds: float = SECONDS) -> list[Figure]:
+    """Each repeat has logs of its own."""
+    return collected([asyncio.run(_once(events, seconds)) for _ in range(repeats)], UNITS)
+
+
+async def _once(events: int, seconds: float) -> dict[str, float]:
+    found: list[float] = []
+    for broker in (_local, _kafka):
+        for guarantee in PROGRAMS:
+            found += await _measured(broker, guarantee, events, seconds)
+    return dict(zip(UNITS, found, strict=True))
+
+
+async def _measured(broker: object, guarantee: str, events: int, seconds: float) -> list[float]:
+    """events/s, p50 and p99 of one guarantee on a new log."""
+    assert callable(broker)
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        address: Address = await stack.enter_async_context(broker(Path(folder) / "log"))
+        await ensure_topics(address, app.topics())
+        more = rows(events + int((WARM + seconds) * RATE))
+        await publish(address, more[:events])
+        name = guarantee.replace(" ", "_")
+        rate, _ = await job("benchmarks.window_headrace", address, f"{folder}/job", events, name)
+        await stack.enter_async_context(_worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
+        p50, p99, _ = await measured(address, "trades", more[events:], OURS)
+        return [rate, p50, p99]
+
+
+@asynccontextmanager
+async def _local(folder: Path) -> AsyncIterator[Address]:
+    async with local_broker(folder) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _kafka(folder: Path) -> AsyncIterator[Address]:
+    cluster = Cluster(folder, java=["-Xmx1g", "-XX:+UseG1GC"])
+    await asyncio.to_thread(cluster.start)
+    try:
+        yield cluster.address
+    finally:
+        cluster.close()
+
+
+@asynccontextmanager
+async def _worker(program: str, broker: Address, folder: str) -> AsyncIterator[None]:
+    argv = [sys.executable, "-m", "headrace.worker", program, "--broker", broker.bootstrap, "--data", folder]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        while (line := await process.stdout.readline()) and not line.startswith(b"ready"):
+            pass
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+
+
+if __name__ == "__main__":
+    for figure in measure(1):
+        print(figure)
