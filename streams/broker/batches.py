@@ -91,6 +91,16 @@ def read_batch(data: bytes) -> Batch:
     return Batch(data, base, attributes, delta, first, latest, pid, epoch, sequence, count)
 
 
+def intact(data: bytes, last_offset: int) -> bool:
+    """Whether a stored batch is the one that was stored at its place."""
+    if len(data) < _HEADER.size:
+        return False
+    base, length, _, magic, crc, _, last_delta = _HEADER.unpack_from(data)[:7]
+    if magic != 2 or length + 12 != len(data) or base + last_delta != last_offset:
+        return False
+    return bool(google_crc32c.value(data[_ATTRIBUTES_AT:]) == crc)
+
+
 def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
     """
     The one batch of a produce request, checked as a broker must before it trusts it.

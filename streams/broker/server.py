@@ -200,11 +200,11 @@ class Broker:
             node.metrics.received.inc(length)
             response = await self._respond(node, frame, host)
             if response is not None:
-                node.metrics.sent.inc(len(response))
-                writer.write(response)
+                node.metrics.sent.inc(sum(map(len, response)))
+                writer.writelines(response)
                 await writer.drain()
 
-    async def _respond(self, node: Node, frame: bytes, host: str) -> bytes | None:
+    async def _respond(self, node: Node, frame: bytes, host: str) -> list[bytes] | None:
         envelope = read_envelope(frame)
         api = APIS.get(envelope.api_key)
         if api is None:
@@ -226,7 +226,7 @@ class Broker:
         return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
 
 
-def _unsupported(envelope: Envelope) -> bytes:
+def _unsupported(envelope: Envelope) -> list[bytes]:
     """A client that is newer than the broker asks for versions in a version the broker may not know."""
     if envelope.api_key != API_VERSIONS:
         raise FrameMalformed(f"API {envelope.api_key} has no version {envelope.version} here.")

@@ -93,9 +93,12 @@ class Store:
         value: bytes | None = self._db.get(key)
         return value
 
-    def scan(self, prefix: bytes, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Keys with the prefix, from `start` on, in order."""
+    def scan(
+        self, prefix: bytes, start: bytes | None = None, *, checked: bool = True
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys with the prefix, from `start` on, in order. checked: False where the caller verifies the values."""
         bound = ReadOptions()
+        bound.set_verify_checksums(checked)
         bound.set_iterate_upper_bound(_after_prefix(prefix))
         iterator = self._db.iter(bound)
         iterator.seek(prefix if start is None else start)

@@ -15,12 +15,26 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 from headrace.streams.broker import Broker
+from headrace.streams.broker.store import Change, Store
 from kio.schema.errors import ErrorCode
 
-from tests.streams.broker.clients import PRODUCE, QUICK, Clients, Wire, batch, produce_fields, read_quiet
+from tests.streams.broker.clients import (
+    FETCH,
+    PRODUCE,
+    QUICK,
+    Clients,
+    Wire,
+    batch,
+    fetch_fields,
+    only,
+    produce_fields,
+    read_quiet,
+)
 
 INIT_PRODUCER, ADD_PARTITIONS, ADD_OFFSETS, END_TXN, TXN_COMMIT, OFFSET_FETCH = 22, 24, 25, 26, 28, 9
 KILLS = 5
+MAGIC = 16
+"""Where a batch begins that the broker keeps as it came."""
 TIMEOUT = datetime.timedelta(seconds=30)
 
 
@@ -234,6 +248,31 @@ async def check_transactions(clients: Clients, transactor: Transactor) -> None:
     for partition in (0, 1):
         values = [int(r.value) for r in records if r.partition == partition]
         assert values == list(range(number))
+
+
+@pytest.mark.parametrize("where", [0, MAGIC, 25, 70, -1])
+async def test_a_batch_that_is_damaged_on_disk_is_refused_and_those_before_it_are_served(
+    tmp_path: Path, where: int
+) -> None:
+    async with Broker(tmp_path) as broker, Clients(broker.address) as clients:
+        await clients.topic("t")
+        for number in range(3):
+            await (await clients.wire()).ask(PRODUCE, 9, **produce_fields("t", batch(b"%d" % number)))
+    store = Store(tmp_path)
+    [key] = [key for key, _ in store.scan(b"l") if key.endswith(b"\x01")]
+    data = bytearray(store.get(key) or b"")
+    data[where] ^= 1
+    change = Change()
+    change.put(key, bytes(data))
+    store.commit(change)
+    store.close()
+    async with Broker(tmp_path) as broker, Clients(broker.address) as clients:
+        wire = await clients.wire()
+        first, second, third = [only(await wire.ask(FETCH, 11, **fetch_fields("t", n))) for n in range(3)]
+    assert (second.error_code, second.records) == (ErrorCode.corrupt_message, b"")
+    for good, value in ((first, b"0"), (third, b"2")):
+        assert good.error_code == ErrorCode.none
+        assert good.records[MAGIC:] == batch(value)[MAGIC:]
 
 
 @pytest.mark.parametrize("options", [["--fsync"], ["--auto-create"]])
