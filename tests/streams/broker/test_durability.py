@@ -250,7 +250,7 @@ async def check_transactions(clients: Clients, transactor: Transactor) -> None:
         assert values == list(range(number))
 
 
-@pytest.mark.parametrize("where", [0, MAGIC, 25, 70, -1])
+@pytest.mark.parametrize("where", [0, MAGIC, 25, 60, -1])
 async def test_a_batch_that_is_damaged_on_disk_is_refused_and_those_before_it_are_served(
     tmp_path: Path, where: int
 ) -> None:
