@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_PARTITIONS = 1_000
 """More tasks than this in one application are a mistake, not a plan."""
 
+MAX_STANDBY = 3
+"""More copies than this cost more than they save: each reads every change."""
+
 Guarantee = Literal["exactly_once", "at_least_once"]
 
 __all__ = ["App", "Guarantee", "Processor", "Topic"]
@@ -33,6 +36,8 @@ class App:
     guarantee:  "exactly_once", or "at_least_once": features and predictions are published ahead of the transaction
                 that settles them, for the lowest latency; after a crash some are published again, with the same ids.
                 State, outcomes and what is learnt of them stay exactly once
+    standby:    copies of each task that other workers keep warm, so that one that dies is followed in a moment; they
+                take the disk and the reading of as many tasks more
 
     Raises DeclarationError where they cannot be laid out.
     """
@@ -45,6 +50,7 @@ class App:
         features: Sequence[type[Features]] = (),
         partitions: int = 1,
         guarantee: Guarantee = "exactly_once",
+        standby: int = 0,
     ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
             raise DeclarationError(f"App: name {name!r} must be lower-case letters, digits, '_' and '-'")
@@ -53,12 +59,15 @@ class App:
         self.features = tuple(features)
         self.partitions = partitions
         self.guarantee = guarantee
+        self.standby = standby
         if not models and not features:
             raise DeclarationError(f"App {name} does nothing: give it models=[...] or features=[...]")
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise DeclarationError(f"App {name}: partitions={partitions} is not between 1 and {MAX_PARTITIONS}")
         if guarantee not in get_args(Guarantee):
             raise DeclarationError(f"App {name}: guarantee={guarantee!r} is none of {', '.join(get_args(Guarantee))}")
+        if not 0 <= standby <= MAX_STANDBY:
+            raise DeclarationError(f"App {name}: standby={standby} is not between 0 and {MAX_STANDBY}")
         plan.topics(self)
         for model in self.models:
             plan.check(model)

@@ -25,7 +25,7 @@ from headrace.streams.features import Features, Reference, columns, declaration,
 from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
-from headrace.streams.runner import Follow
+from headrace.streams.runner import TOMBSTONES_KEPT, Follow
 from headrace.streams.store import Store
 from headrace.streams.task import Task
 from headrace.streams.topics import Kind, Processor, Topic
@@ -40,7 +40,12 @@ LARGEST = str(96 << 20)
 """Bytes of a record, just below what a broker reads at once (100 MiB). A rejected value is carried as it was, with its
 reason, and may have been compressed when it came; a learner's state is as large as the model."""
 
-COMPACTED = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": LARGEST}
+COMPACTED = {
+    "cleanup.policy": "compact",
+    "retention.ms": "-1",
+    "delete.retention.ms": str(int(TOMBSTONES_KEPT * 1000)),
+    "max.message.bytes": LARGEST,
+}
 
 
 @dataclass(frozen=True, slots=True)

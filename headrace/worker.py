@@ -1,4 +1,4 @@
-"""A worker: the tasks of an application in one process, on one event loop.
+"""A worker: tasks of an application in one process, on one event loop. Started several times, workers share the tasks.
 
 python -m headrace.worker PROGRAM --broker HOST:PORT --data DIR
 """
@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,13 +23,20 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from headrace import plan, program
 from headrace.app import App
+from headrace.presence import Cleaner, Presence
 from headrace.streams import kernels, metrics, runner
+from headrace.streams.address import parse_address
+from headrace.streams.admin import ensure_topics
 from headrace.streams.errors import CannotGoOn, HeadraceError
+from headrace.streams.fleet import Fleet
 from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
+from headrace.streams.membership import Membership
 from headrace.streams.parent import watch_parent
 from headrace.streams.runner import Runner
+from headrace.streams.slots import Slot
 from headrace.streams.store import RocksStore
+from headrace.streams.workers import TOPIC, WorkerStatus
 from headrace.supervisor import FINAL, NOTE
 
 logger = logging.getLogger("headrace.worker")
@@ -37,9 +47,6 @@ REPORT_EVERY = 1.0
 NOTE_AFTER = 1.5
 """Seconds of silence before the worker says what it waits for; reading compiled kernels takes less."""
 
-STOP_WITHIN = 10.0
-"""Seconds that a stopping worker gives its tasks to end the cycle they are in; then it leaves, crash-only."""
-
 REGISTRY = CollectorRegistry()
 
 
@@ -47,10 +54,21 @@ def _gauge(name: str, told: str, over: str = "partition") -> Gauge:
     return Gauge(f"headrace_task_{name}", told, ["task", over], registry=REGISTRY)
 
 
-ROWS = _gauge("rows", "Rows taken since the task started")
-COMMITS = _gauge("commits", "Transactions committed")
-RECORDS = _gauge("records", "Records produced")
-RESTARTS = _gauge("restarts", "Starts after a failure; this many in a row are bounded by max_retries")
+COUNTS = {
+    "rows": _gauge("rows", "Rows taken since the task came to this worker"),
+    "commits": _gauge("commits", "Transactions committed"),
+    "aborts": _gauge("aborts", "Transactions thrown away, by an error or an unknown outcome"),
+    "fenced": _gauge("fenced", "Times that a newer owner took the task over while this worker held it"),
+    "records": _gauge("records", "Records produced"),
+    "restarts": _gauge("restarts", "Starts after a failure; this many in a row are bounded by max_retries"),
+    "restored": _gauge("restored", "Changelog records read, of the restore under way or the last one"),
+    "to_restore": _gauge("to_restore", "Changelog records to be read, of the restore under way or the last one"),
+}
+HERE = Gauge(
+    "headrace_task_here", "Whether the task is at this worker, by its state", ["task", "partition", "state"],
+    registry=REGISTRY,
+)  # fmt: skip
+LAG = _gauge("lag", "Rows of the inputs that are published and not yet taken")
 BUFFERED = _gauge("buffered_rows", "Rows decoded and waiting, bounded by max_buffered_rows", "topic")
 WATERMARK = _gauge("watermark_seconds", "The task's watermark")
 BOUNDS = {
@@ -72,53 +90,126 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+class Worker:
+    """One worker of an application, within `run`."""
+
+    def __init__(self, app: App, broker: str, data: Path, metrics_url: str = "") -> None:
+        self._app = app
+        self._broker = broker.removeprefix("kafka://")
+        self._data = data
+        self._metrics = metrics_url
+        self._id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._started = int(time.time() * 1000)
+        self._stopping = asyncio.Event()
+        self._fleet: Fleet | None = None
+
+    async def run(self) -> None:
+        """Until `stop`, or until a task fails for good: then its error is raised."""
+        app, client = self._app, f"headrace-{self._app.name}"
+        await ensure_topics(parse_address(self._broker), [*app.topics(), TOPIC])
+        slot = Slot(self._data)
+        log = KafkaLog(self._broker, client_id=client)
+        stages = plan.stages(app)
+
+        def joined(member: str) -> None:
+            slot.member = member
+
+        membership = Membership(
+            self._broker,
+            f"{app.name}.workers",
+            [s.changelog for s in stages],
+            standbys=app.standby,
+            earlier=slot.member,
+            joined=joined,
+            client_id=client,
+        )
+        fleet = self._fleet = Fleet(stages, log, membership, slot, SystemClock())
+        presence = Presence(self._broker, self.status, client)
+        cleaner = Cleaner(log, app.name, presence, self.leads)
+        running = asyncio.create_task(fleet.run())
+        beside = [asyncio.create_task(b) for b in (presence.run(), cleaner.run(), _report(fleet))]
+        stopped = asyncio.create_task(self._stopping.wait())
+        first = asyncio.create_task(fleet.first.wait())
+        try:
+            await asyncio.wait([running, stopped, first], return_when=asyncio.FIRST_COMPLETED)
+            if first.done() and fleet.assignment is not None:
+                print(f"ready: {len(fleet.assignment.running)} tasks of {app.name}", flush=True)
+            await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+            fleet.stop()
+            await running
+        finally:
+            for one in [*beside, stopped, first]:
+                one.cancel()
+            await asyncio.wait([*beside, stopped, first])
+            await presence.leave()
+            with contextlib.suppress(HeadraceError):
+                await log.close()
+            slot.release()
+
+    def stop(self) -> None:
+        """End the open cycles, leave the group, and let `run` return."""
+        self._stopping.set()
+
+    def leads(self) -> bool:
+        """Whether the group has made this worker the one that does what one worker should."""
+        return self._fleet is not None and self._fleet.assignment is not None and self._fleet.assignment.leader
+
+    def status(self) -> WorkerStatus:
+        assignment = self._fleet.assignment if self._fleet else None
+        return WorkerStatus(
+            worker=self._id,
+            app=self._app.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=self._started,
+            time=int(time.time() * 1000),
+            state="stopping" if self._stopping.is_set() else "running" if assignment else "joining",
+            generation=assignment.generation if assignment else -1,
+            metrics=self._metrics,
+            tasks=self._fleet.statuses() if self._fleet else (),
+        )
+
+
 def runners(app: App, log: KafkaLog, data: Path) -> list[Runner]:
-    """A runner for each partition of each stage. Raises StateError where another worker holds the state."""
+    """A runner for each partition of each stage, without a group. Raises StateError where another holds the state."""
     made = []
     for stage in plan.stages(app):
         for number in range(stage.partitions):
-            store = RocksStore(data / "state" / f"{stage.name}-{number}")
+            store = RocksStore(data / "state" / f"{stage.changelog}-{number}")
             task, follows = stage.build(number, store)
             made.append(Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead))
     return made
 
 
-async def serve(app: App, broker: str, data: Path) -> None:
-    """Run every task until SIGTERM or SIGINT, or until one fails for good: then its error is raised."""
-    log = KafkaLog(broker.removeprefix("kafka://"), client_id=f"headrace-{app.name}")
-    tasks = runners(app, log, data)
-    stopping = asyncio.Event()
+async def serve(app: App, broker: str, data: Path, metrics_url: str = "") -> None:
+    """Run a worker until SIGTERM or SIGINT, or until a task fails for good: then its error is raised.
+
+    The first signal ends it in order, the second at once: what is open is aborted by whoever takes over.
+    """
+    worker = Worker(app, broker, data, metrics_url)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        worker.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, os._exit, 1)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    running = [asyncio.create_task(r.run(), name=r.task.name) for r in tasks]
-    reporting = asyncio.create_task(_report(tasks))
-    stopped = asyncio.create_task(stopping.wait())
-    print(f"ready: {len(tasks)} tasks of {app.name}", flush=True)
-    try:
-        done, _ = await asyncio.wait([*running, stopped], return_when=asyncio.FIRST_COMPLETED)
-        for failed in done - {stopped}:
-            failed.result()
-    finally:
-        for one in tasks:
-            one.stop()
-        _, left = await asyncio.wait(running, timeout=STOP_WITHIN)
-        for task in [*left, reporting, stopped]:
-            task.cancel()
-        with contextlib.suppress(HeadraceError):
-            await log.close()
-        for one in tasks:
-            one.task.close()
+        loop.add_signal_handler(number, stop)
+    await worker.run()
 
 
-async def _report(tasks: Sequence[Runner]) -> None:
+async def _report(fleet: Fleet) -> None:
     while True:
-        for r in tasks:
+        for (task, number), progress in fleet.progress.items():
+            for name, gauge in COUNTS.items():
+                gauge.labels(task, str(number)).set(getattr(progress, name))
+        HERE.clear()
+        for told in fleet.statuses():
+            HERE.labels(told.stage, str(told.partition), told.state).set(1)
+        for r in fleet.runners:
             label = (r.task.name, str(r.task.number))
-            ROWS.labels(*label).set(r.progress.rows)
-            COMMITS.labels(*label).set(r.progress.commits)
-            RECORDS.labels(*label).set(r.progress.records)
-            RESTARTS.labels(*label).set(r.progress.restarts)
+            LAG.labels(*label).set(r.lag)
             WATERMARK.labels(*label).set(r.task.merge.watermark / 1e6)
             for source in r.task.inputs:
                 BUFFERED.labels(r.task.name, source.partition.topic).set(source.buffered)
@@ -143,9 +234,11 @@ def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None,
     watch_parent(parent_fd)
     app = program.load(app_program)
     warm_up()
+    url = ""
     if metrics_port:
         metrics.describe_process(REGISTRY, "worker", BOUNDS)
         metrics.serve(REGISTRY, metrics_port)
+        url = f"http://127.0.0.1:{metrics_port}/metrics"
     # Few objects live long here and none in cycles: rare collections, and none of what start-up made.
     gc.collect()
     gc.freeze()
@@ -153,9 +246,9 @@ def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None,
     try:
         import uvloop
 
-        uvloop.run(serve(app, broker, data))
+        uvloop.run(serve(app, broker, data, url))
     except ImportError:
-        asyncio.run(serve(app, broker, data))
+        asyncio.run(serve(app, broker, data, url))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    # While the log is away aiokafka says so ten times a second; what matters of it the worker says itself.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         run(options.program, options.broker, options.data, options.parent_fd, options.metrics_port)
     except HeadraceError as error:

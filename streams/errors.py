@@ -66,5 +66,9 @@ class TransactionUnknown(StreamsError):
     """The outcome of a commit is unknown. The task starts again from what the log says was committed."""
 
 
+class GroupRefused(CannotGoOn, StreamsError):
+    """The log does not let this user join the workers' group. The message says what to allow."""
+
+
 class StateError(StreamsError):
     """State on disk cannot be used. The message says whether to free it or to rebuild it from the log."""

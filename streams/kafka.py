@@ -107,9 +107,15 @@ class KafkaLog:
 
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         consumer = await self._ask()
-        tps = [TopicPartition(*p) for p in partitions]
-        ends = await _bounded(consumer.end_offsets(tps), ANSWER_WITHIN, f"the log at {self.address} does not answer")
-        return {Partition(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+        return await self._offsets(consumer.end_offsets([TopicPartition(*p) for p in partitions]))
+
+    async def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        consumer = await self._ask()
+        return await self._offsets(consumer.beginning_offsets([TopicPartition(*p) for p in partitions]))
+
+    async def _offsets(self, asked: Awaitable[dict[TopicPartition, int]]) -> dict[Partition, int]:
+        found = await _bounded(asked, ANSWER_WITHIN, f"the log at {self.address} does not answer")
+        return {Partition(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
     async def close(self) -> None:
         if self._asking is not None:

@@ -104,4 +104,7 @@ class Log(Protocol):
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """The end of what is committed in each partition."""
 
+    async def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Where each partition begins: what lay before has been deleted."""
+
     async def close(self) -> None: ...

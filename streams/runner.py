@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
@@ -36,6 +37,17 @@ POLL = 0.1
 RETRY_FIRST, RETRY_LAST, MAX_RETRIES = 0.1, 5.0, 60
 """Seconds between attempts to start again, doubling; then the worker gives up (after about five minutes)."""
 
+FENCED_WAIT = 0.5
+"""Seconds before a fenced task asks whether it is still this worker's: two owners may cross while the group gathers,
+and the one that is to have it should not take it back and forth."""
+
+TOMBSTONES_KEPT = 24 * 3600.0
+"""Seconds for which a changelog keeps the mark of a deleted row (its delete.retention.ms). A store that missed the mark
+would keep the row for ever."""
+
+STALE_AFTER = TOMBSTONES_KEPT / 2
+"""Seconds after which a store that is behind is made again from nothing: half, for a restore takes time too."""
+
 
 class Clock(Protocol):
     def now(self) -> float:
@@ -55,12 +67,52 @@ class Follow:
 
 @dataclass(slots=True)
 class Progress:
-    """What a runner has done since it started."""
+    """What a runner has done since it started.
 
+    aborts:   transactions thrown away, by an error or an unknown outcome
+    fenced:   times that a newer owner took the task over
+    restored, to_restore: changelog offsets passed and to pass, of the restore under way or the last one
+    """
+
+    state: Literal["starting", "restoring", "running", "stopping"] = "starting"
     rows: int = 0
     commits: int = 0
     restarts: int = 0
     records: int = 0
+    aborts: int = 0
+    fenced: int = 0
+    restored: int = 0
+    to_restore: int = 0
+
+
+async def replay(
+    task: Task, log: Log, progress: Progress, wall: Callable[[], float], stopping: Callable[[], bool]
+) -> None:
+    """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward."""
+    partition = task.changelog
+    end = (await log.ends([partition])).get(partition, 0)
+    begin = (await log.starts([partition])).get(partition, 0)
+    position = task.position
+    stale = position < end and wall() - task.written > STALE_AFTER
+    if position and (position < begin or position > end or stale):
+        why = "its disk was written too long ago" if stale else "its changelog was cut or made anew meanwhile"
+        logger.info("task %s-%d is restored from nothing: %s", task.name, task.number, why)
+        task.forget()
+        position = 0
+    position = max(position, begin)
+    progress.restored, progress.to_restore = 0, max(0, end - position)
+    if position >= end:
+        return
+    first = position
+    reader = await log.reader({partition: position})
+    try:
+        while position < end and not stopping():
+            for fetched in await reader.fetch([partition], FETCH_ROWS, POLL):
+                task.replay(fetched, wall())
+                position = fetched.next_offset
+                progress.restored = min(position, end) - first
+    finally:
+        await reader.close()
 
 
 @dataclass(slots=True)
@@ -91,6 +143,9 @@ class Runner:
     ahead: topics published at once, at least once, and not in the transaction with state and offsets, which then
            settles several batches: a crash publishes some of them again, with the same ids. Nothing that this
            application reads belongs here, so that what is computed stays exactly once.
+    ours:  asked before the task starts again: whether it is still this worker's to run. Left out, it is, until a newer
+           owner fences it
+    wall:  seconds since 1970
     crash: called between the numbered steps with the number of the step just done, for crash tests
     """
 
@@ -102,6 +157,8 @@ class Runner:
     batch_rows: int = MAX_BATCH_ROWS
     idle_after: float = IDLE_AFTER
     ahead: frozenset[str] = frozenset()
+    ours: Callable[[], Awaitable[bool]] | None = None
+    wall: Callable[[], float] = time.time
     crash: Callable[[int], None] = lambda step: None
     progress: Progress = field(default_factory=Progress)
     _writer: Writer | None = None
@@ -111,43 +168,40 @@ class Runner:
     _unsettled: _Ahead | None = None
     _stopping: bool = False
     _empty_since: dict[int, float] = field(default_factory=dict)
+    _ends: dict[Partition, int] = field(default_factory=dict)
 
     async def start(self) -> None:
         """Fence earlier owners, bring the store to the changelog's end, load, and go to the committed offsets."""
+        self.progress.state = "starting"
         await self.close()
         task = self.task
         self._writer = await self.log.writer(f"{self.group}-{task.number}")
         if self.ahead:
             self._sender = await self.log.sender()
-        await self._replay_changelog()
+        self.progress.state = "restoring"
+        await replay(task, self.log, self.progress, self.wall, lambda: self._stopping)
+        if self._stopping:
+            return
         task.resume()
         self._empty_since.clear()
+        self._ends.clear()
         self._reader = await self.log.reader({i.partition: i.position for i in task.inputs})
         if self.follows:
             for follow in self.follows:
                 follow.offset = 0
             self._beside = await self.log.reader({f.partition: 0 for f in self.follows})
             await self._catch_up()
+        self.progress.state = "running"
 
-    async def _replay_changelog(self) -> None:
-        partition = self.task.changelog
-        end = (await self.log.ends([partition])).get(partition, 0)
-        position = self.task.position
-        if position >= end:
-            return
-        reader = await self.log.reader({partition: position})
-        try:
-            while position < end:
-                for fetched in await reader.fetch([partition], FETCH_ROWS, POLL):
-                    self.task.replay(fetched)
-                    position = fetched.next_offset
-        finally:
-            await reader.close()
+    @property
+    def lag(self) -> int:
+        """Rows of the inputs that are published and not yet taken, as far as the last fetches know."""
+        return sum(max(0, self._ends.get(i.partition, 0) - i.offset) for i in self.task.inputs)
 
     async def _catch_up(self) -> None:
         """Read what is followed to its end before the first batch: a scorer starts with the newest version."""
         behind = {f.partition for f in self.follows}
-        while behind:
+        while behind and not self._stopping:
             for fetched in await self._follow(POLL):
                 if fetched.caught_up:
                     behind.discard(fetched.partition)
@@ -172,6 +226,7 @@ class Runner:
         room = [i.partition for i in self.task.inputs if not i.full]
         for fetched in await self._reader.fetch(room, FETCH_ROWS, 0.0 if ready else POLL):
             self.task.feed(fetched)
+            self._ends[fetched.partition] = fetched.end
         if self.follows:
             await self._follow(0.0)
         self.crash(1)
@@ -208,16 +263,20 @@ class Runner:
             await self._commit(self._writer, work)
 
     async def _commit(self, writer: Writer, work: Work) -> None:
-        # 3. produce outputs and changelog
-        await writer.begin()
-        logged = self.task.logged(work.changes)
-        ends = await writer.send([*work.records, *logged], self.task.number)
-        self.crash(3)
-        # 4. add the consumed offsets and commit
-        await writer.commit(self.group, work.offsets)
+        try:
+            # 3. produce outputs and changelog
+            await writer.begin()
+            logged = self.task.logged(work.changes)
+            ends = await writer.send([*work.records, *logged], self.task.number)
+            self.crash(3)
+            # 4. add the consumed offsets and commit
+            await writer.commit(self.group, work.offsets)
+        except (Fenced, LogUnavailable, TransactionUnknown):
+            self.progress.aborts += 1
+            raise
         self.crash(4)
         # 5. write the touched rows
-        self.task.keep(work, ends[self.task.changelog])
+        self.task.keep(work, ends[self.task.changelog], self.wall())
         self.progress.rows += work.rows
         self.progress.commits += 1
         self.progress.records += len(work.records)
@@ -234,9 +293,9 @@ class Runner:
         return frozenset(n for n, since in self._empty_since.items() if now - since >= self.idle_after)
 
     async def run(self) -> None:
-        """Until `stop`. Starts again after failures of the log, from what is committed.
+        """Until `stop`, or until the task is another's. Starts again after failures of the log, from what is committed.
 
-        Raises Fenced where a newer owner took over, StateError, or LogUnavailable when the log stays away.
+        Raises StateError, LogUnavailable when the log stays away, and Fenced where nobody can say whose the task is.
         """
         retries, wait = 0, RETRY_FIRST
         while not self._stopping:
@@ -246,6 +305,14 @@ class Runner:
                     if await self.step():
                         retries, wait = 0, RETRY_FIRST
                 await self.settle()
+                break
+            except Fenced:
+                self.progress.fenced += 1
+                if self.ours is None:
+                    raise
+                logger.info("task %s-%d was taken over by another worker", self.task.name, self.task.number)
+                await self.close()
+                await self.clock.sleep(FENCED_WAIT)
             except (LogUnavailable, TransactionUnknown) as error:
                 retries += 1
                 self.progress.restarts += 1
@@ -256,6 +323,9 @@ class Runner:
                 logger.warning("task %s starts again in %.1f s: %s", self.task.name, wait, error)
                 await self.clock.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST)
+            if self.ours is not None and not await self.ours():
+                break
+        self.progress.state = "stopping"
         await self.close()
 
     def stop(self) -> None:

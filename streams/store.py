@@ -13,6 +13,9 @@ from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
 WRITE_BUFFER_BYTES = 16 << 20
 """Per task; a worker holds many tasks, and RocksDB keeps two of these each."""
 
+_LAST = b"\xff"
+"""After every key: keys begin with an operator's name, or with a zero byte."""
+
 
 class Store(Protocol):
     """Rows by key, written atomically."""
@@ -24,6 +27,9 @@ class Store(Protocol):
 
     def write(self, changes: Iterable[Change]) -> None:
         """All of them or none."""
+
+    def empty(self) -> None:
+        """Remove every row, all or none."""
 
     def close(self) -> None: ...
 
@@ -48,6 +54,9 @@ class MemoryStore:
                 self._rows.pop(key, None)
             else:
                 self._rows[key] = value
+
+    def empty(self) -> None:
+        self._rows.clear()
 
     def close(self) -> None:
         pass
@@ -96,6 +105,9 @@ class RocksStore:
             else:
                 batch.put(key, value)
         self._db.write(batch)
+
+    def empty(self) -> None:
+        self._db.delete_range(b"", _LAST)
 
     def close(self) -> None:
         self._db.close()

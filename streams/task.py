@@ -101,13 +101,28 @@ class Task:
     @property
     def position(self) -> int:
         """The changelog offset up to which the store is written."""
-        stored = self._store.get(_POSITION)
-        return int(stored) if stored else 0
+        return self._written()[0]
 
-    def replay(self, fetched: Fetched) -> None:
-        """Bring the store forward by committed changelog records (recovery between steps 4 and 5)."""
+    @property
+    def written(self) -> int:
+        """When the store stood at its position, seconds since 1970; 0 where it does not know."""
+        return self._written()[1]
+
+    def _written(self) -> tuple[int, int]:
+        position, _, at = (self._store.get(_POSITION) or b"0").partition(b" ")
+        return int(position), int(at or 0)
+
+    def forget(self) -> None:
+        """Empty the store, to make it again from the whole changelog."""
+        self._store.empty()
+
+    def replay(self, fetched: Fetched, at: float = 0.0) -> None:
+        """Bring the store forward by committed changelog records (recovery between steps 4 and 5).
+
+        at: seconds since 1970, when they were read
+        """
         changes: list[Change] = [(key or b"", value) for key, value in zip(fetched.keys, fetched.values, strict=True)]
-        self._store.write([*changes, (_POSITION, b"%d" % fetched.next_offset)])
+        self._store.write([*changes, (_POSITION, b"%d %d" % (fetched.next_offset, at))])
 
     def resume(self) -> None:
         """Throw hot state away and load what is committed. Call it once the changelog is replayed.
@@ -175,9 +190,9 @@ class Task:
         topic, number = self.changelog
         return [Record(topic, key, value, number) for key, value in changes]
 
-    def keep(self, work: Work, position: int) -> None:
-        """Step 5. position: the changelog offset after this commit's records."""
-        self._store.write([*work.changes, (_POSITION, b"%d" % position)])
+    def keep(self, work: Work, position: int, at: float = 0.0) -> None:
+        """Step 5. position: the changelog offset after this commit's records; at: seconds since 1970."""
+        self._store.write([*work.changes, (_POSITION, b"%d %d" % (position, at))])
 
     def close(self) -> None:
         self._store.close()

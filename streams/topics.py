@@ -23,6 +23,7 @@ Kind = Literal[
     "drift",
     "registry",
     "changelog",
+    "workers",
 ]
 
 

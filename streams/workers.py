@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from headrace.streams.topics import Topic
 
 WORKERS = "workers"
 """The topic, of one partition. Key: the worker's id. A worker that ends in order leaves a tombstone."""
+
+TOPIC = Topic(WORKERS, "workers", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
 
 TELL_EVERY = 2.0
 """Seconds between two records of a worker."""

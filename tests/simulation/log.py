@@ -112,6 +112,9 @@ class SimulatedLog:
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         return await self.connect().ends(partitions)
 
+    async def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        return await self.connect().starts(partitions)
+
     async def close(self) -> None:
         pass
 
@@ -178,6 +181,10 @@ class Connection:
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         await self.call()
         return {p: self.log.stable_end(p) for p in partitions}
+
+    async def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        await self.call()
+        return dict.fromkeys(partitions, 0)
 
     async def close(self) -> None:
         pass

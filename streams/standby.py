@@ -1,0 +1,55 @@
+"""A warm copy of a task that another worker runs: its store follows the changelog, and is nearly there when needed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from headrace.streams.errors import LogUnavailable
+from headrace.streams.log import Log
+from headrace.streams.runner import FETCH_ROWS, RETRY_LAST, Clock, Progress, replay
+from headrace.streams.task import Task
+
+logger = logging.getLogger("headrace.streams")
+
+FOLLOW_WAIT = 0.5
+"""Seconds that a read of the changelog waits for a first record: a copy need not be newer than that."""
+
+
+class Standby:
+    """Keeps the store of one task near the end of its changelog until `stop`; a log that is away is waited for."""
+
+    def __init__(
+        self, task: Task, log: Log, clock: Clock, progress: Progress, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._task = task
+        self._log = log
+        self._clock = clock
+        self._progress = progress
+        self._wall = wall
+        self._stopping = False
+
+    async def run(self) -> None:
+        while not self._stopping:
+            try:
+                await replay(self._task, self._log, self._progress, self._wall, lambda: self._stopping)
+                await self._follow()
+            except LogUnavailable as error:
+                logger.warning("the copy of task %s-%d waits: %s", self._task.name, self._task.number, error)
+                await self._clock.sleep(RETRY_LAST)
+
+    async def _follow(self) -> None:
+        partition = self._task.changelog
+        reader = await self._log.reader({partition: self._task.position})
+        try:
+            while not self._stopping:
+                for fetched in await reader.fetch([partition], FETCH_ROWS, FOLLOW_WAIT):
+                    if fetched.next_offset > self._task.position:
+                        self._task.replay(fetched, self._wall())
+        finally:
+            await reader.close()
+
+    def stop(self) -> None:
+        """Let `run` return after the read it is in."""
+        self._stopping = True
