@@ -51,7 +51,7 @@ def writes_the_store_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def commit(self: Runner, writer: Writer, work: Work) -> None:
         await writer.begin()
         ends = await writer.send([*work.records, *self.task.logged(work.changes)], self.task.number)
-        self.task.keep(work, ends[self.task.changelog])
+        self.task.keep(work, ends[self.task.changelog], self.wall())
         await writer.commit(self.group, work.offsets)
 
     monkeypatch.setattr(Runner, "_commit", commit)
