@@ -1,0 +1,130 @@
+"""The group of the workers, on the local broker: who joins, leaves, dies and is taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from headrace.streams.address import Address
+from headrace.streams.broker import Broker
+from headrace.streams.membership import Assignment, Membership
+from headrace.streams.sharing import Claim
+
+from tests.scene import fresh
+from tests.shop import ORDERS
+
+SHORT = 6.0
+"""Seconds of a session: the least that brokers allow."""
+
+_numbers = itertools.count(1)
+
+
+@contextlib.asynccontextmanager
+async def member(
+    broker: Address, group: str, topic: str, *, earlier: str = "", claim: Claim | None = None
+) -> AsyncIterator[Membership]:
+    made = Membership(broker.bootstrap, group, [topic], earlier=earlier, session=SHORT)
+    made.claim = claim or made.claim
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+@pytest.fixture
+def topic(broker: Address) -> str:
+    return fresh(broker, ORDERS, 4).name
+
+
+@pytest.fixture
+def group() -> str:
+    return f"group-{next(_numbers)}.workers"
+
+
+async def holds(one: Membership, count: int, after: int = -1) -> Assignment:
+    """Its assignment, once it has so many tasks, in a generation after another."""
+    now = await one.next(-1)
+    async with asyncio.timeout(30):
+        while now.generation <= after or len(now.running) != count:
+            now = await one.next(now.generation)
+    return now
+
+
+async def test_a_lone_worker_has_every_task_at_once_and_leads(broker: Address, group: str, topic: str) -> None:
+    async with member(broker, group, topic) as one:
+        began = time.monotonic()
+        assignment = await one.next(-1)
+        assert {p.number for p in assignment.running} == {0, 1, 2, 3}
+        assert assignment.leader
+        assert time.monotonic() - began < SHORT / 2, "it does not wait for others"
+
+
+async def test_one_that_leaves_is_followed_at_once(broker: Address, group: str, topic: str) -> None:
+    async with member(broker, group, topic) as one:
+        first = await holds(one, 4)
+        async with member(broker, group, topic) as other:
+            theirs, mine = await holds(other, 2), await holds(one, 2)
+            assert theirs.running | mine.running == first.running
+            left = time.monotonic()
+        assert (await holds(one, 4)).running == first.running
+        assert time.monotonic() - left < SHORT / 2
+
+
+async def test_one_whose_thread_falls_silent_is_taken_for_dead_and_comes_back(
+    broker: Address, group: str, topic: str
+) -> None:
+    async with member(broker, group, topic) as one, member(broker, group, topic) as zombie:
+        await holds(one, 2)
+        await holds(zombie, 2)
+        assert zombie._there is not None
+        zombie._there.call_soon_threadsafe(time.sleep, SHORT + 2)  # as a stopped process
+        alone = await holds(one, 4)
+        # What it believes is out of date; once the group has answered, it knows.
+        assert zombie.assignment is not None
+        assert zombie.assignment.generation < alone.generation
+        async with asyncio.timeout(20):
+            now = await zombie.confirm()
+        assert now.generation > alone.generation
+        assert now.running.isdisjoint((await holds(one, 2, alone.generation)).running)
+
+
+async def test_the_next_process_of_a_dead_worker_buries_it(broker: Address, group: str, topic: str) -> None:
+    async with member(broker, group, topic) as dead:
+        name = (await dead.next(-1)).member
+        assert dead._there is not None
+        dead._there.call_soon_threadsafe(time.sleep, SHORT / 2)
+        began = time.monotonic()
+        async with member(broker, group, topic, earlier=name) as heir:
+            assert len((await heir.next(-1)).running) == 4
+            assert time.monotonic() - began < SHORT / 2, "it does not wait for the end of the session"
+
+
+async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFactory, group: str) -> None:
+    folder = tmp_path_factory.mktemp("log") / "broker"
+    async with Broker(folder) as first:
+        address = Address("127.0.0.1", int(first.address.rpartition(":")[2]))
+        topic = (await asyncio.to_thread(fresh, address, ORDERS, 4)).name
+        one = Membership(address.bootstrap, group, [topic], session=SHORT)
+        await one.start()
+        assert len((await one.next(-1)).running) == 4
+    asking = asyncio.create_task(one.confirm())
+    await asyncio.sleep(1.0)
+    assert not asking.done(), "while the log is away nobody says whose the tasks are"
+    async with Broker(folder, port=address.port):
+        async with asyncio.timeout(20):
+            assert len((await asking).running) == 4
+        await one.stop()
+
+
+async def test_one_that_stops_while_the_log_is_away_does_not_wait_for_it(group: str) -> None:
+    one = Membership("127.0.0.1:1", group, ["orders"])
+    await one.start()
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    await one.stop()
+    assert time.monotonic() - began < 3.0
