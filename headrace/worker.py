@@ -164,6 +164,7 @@ class Worker:
             started=self._started,
             time=int(time.time() * 1000),
             state="stopping" if self._stopping.is_set() else "running" if assignment else "joining",
+            guarantee=self._app.guarantee,
             generation=assignment.generation if assignment else -1,
             metrics=self._metrics,
             tasks=self._fleet.statuses() if self._fleet else (),

@@ -87,6 +87,7 @@ class Bank:
                 await asyncio.sleep(pause)
             await publisher.close()
 
+        self._over.clear()
         asyncio.run(ensure_topics(self.address, load(PROGRAM).topics()))
         thread = threading.Thread(target=lambda: asyncio.run(publish()))
         thread.start()

@@ -31,10 +31,11 @@ def test_workers_on_kafka_lose_and_double_nothing_whatever_happens_to_them(tmp_p
             the.shared(2, 3, 3)
             the.end(1, signal.SIGKILL)
             the.shared(4, 4)
-            # The log is away for a while: tasks and membership wait, and go on.
-            cluster.stop()
-            time.sleep(3)
-            cluster.start()
+        # The log is away for a while: tasks and membership wait, and go on.
+        cluster.kill()
+        time.sleep(3)
+        cluster.start()
+        with the.payments():
             the.shared(4, 4)
             the.start(1)
             the.shared(2, 3, 3)
