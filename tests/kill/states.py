@@ -84,11 +84,11 @@ async def _replay(log: Log, stage: Stage, number: int, store: MemoryStore, posit
 async def _on_disk(log: Log, stage: Stage, number: int, data: Path, kept: Rows) -> list[str]:
     """The newest copy holds what the changelog tells; every older one does once it is brought forward."""
     copies = []
-    for folder in sorted(data.glob(f"**/state/{stage.name}-{number}")):
+    for folder in sorted([*data.glob(f"**/state/{stage.name}-{number}"), *data.glob(f"**/state/{stage.changelog}-{number}")]):
         disk = RocksStore(folder)
         copy = MemoryStore()
         copy.write(list(disk.rows(b"")))
-        copies.append((int(disk.get(_POSITION) or 0), str(folder.relative_to(data)), copy))
+        copies.append((int((disk.get(_POSITION) or b"0").split()[0]), str(folder.relative_to(data)), copy))
         disk.close()
     if not copies:
         return [f"{stage.name}-{number} left no state on disk"]
