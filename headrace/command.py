@@ -148,7 +148,7 @@ def topics(broker: Broker = None) -> None:
 
 @app.command()
 def status(broker: Broker = None) -> None:
-    """Show processes, topics with their rates, and processors with their lag."""
+    """Show processes, topics with their rates, processors with their lag, workers and their tasks."""
     from headrace.reports import print_status
 
     print_status(broker)

@@ -364,4 +364,4 @@ def topics(app: App) -> tuple[Topic, ...]:
 
 def processors(app: App) -> tuple[Processor, ...]:
     """Every processor, upstream first."""
-    return tuple(Processor(s.name, s.group, s.inputs, s.outputs) for s in stages(app))
+    return tuple(Processor(s.name, s.group, s.inputs, s.outputs, s.partitions) for s in stages(app))

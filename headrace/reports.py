@@ -13,13 +13,18 @@ from rich.table import Table
 from headrace.program import load
 from headrace.running import Running, current, find_broker
 from headrace.streams.address import Address
+from headrace.streams.roster import Cell, Crew, Place, Seen, read_crew
 from headrace.streams.topics import Processor, Topic
 from headrace.streams.traffic import Flow, Traffic, describe
 
 BETWEEN = 1.0
 """Seconds between the two samples of a rate."""
 
-Cell = str | int | float | None
+SHOWN = {
+    "workers": ("worker", "state", "tasks", "standby", "commits", "aborts", "fenced", "restarts", "metrics"),
+    "tasks": ("task", "state", "worker", "lag", "rows", "commits", "aborts", "fenced", "watermark"),
+}
+"""What a terminal has room for; a pipe gets everything."""
 
 
 def print_topics(broker: str | None) -> None:
@@ -44,12 +49,13 @@ def print_topics(broker: str | None) -> None:
 
 
 def print_status(broker: str | None) -> None:
-    """Processes, topics with rates, processors with lag. Raises NoBroker and LogUnavailable."""
+    """Processes, topics with rates, processors with lag, workers and their tasks. Raises NoBroker, LogUnavailable."""
     address = find_broker(broker)
     running, topics, processors = _of_stack(address)
     if not topics:
         topics = tuple(Topic(name, "event", n) for name, n in asyncio.run(describe(address)).items())
     flow = asyncio.run(_flow(address, topics, processors, samples=2))
+    crew = asyncio.run(read_crew(address, running.app if running else None, processors))
     if running is not None:
         processes = {"stack": running.pid, **running.processes}
         _print(
@@ -75,6 +81,37 @@ def print_status(broker: str | None) -> None:
                 for p in flow.processors
             ],
         )
+    _print_crew(crew)
+
+
+def _print_crew(crew: Crew) -> None:
+    if sys.stdout.isatty():
+        _print("workers", [_worker(w) for w in crew.workers])
+        _print("tasks", [_task(p) for p in crew.places])
+        trouble = crew.trouble()
+        if trouble:
+            Console(highlight=False, soft_wrap=True).print(trouble, style="bold red", markup=False)
+        return
+    _print("workers", [w.row() for w in crew.workers])
+    _print("tasks", [p.row() for p in crew.places])
+
+
+def _worker(worker: Seen) -> dict[str, Cell]:
+    """A worker as a terminal shows it."""
+    row = {**worker.row(), "worker": worker.name}
+    if worker.gone:
+        row["state"] = f"gone, silent for {worker.silent:,.0f} s"
+    return {name: row[name] for name in SHOWN["workers"]}
+
+
+def _task(place: Place) -> dict[str, Cell]:
+    """A task as a terminal shows it."""
+    row = {**place.row(), "task": f"{place.processor} {place.partition}"}
+    if place.restored is not None and place.task is not None:
+        row["state"] = f"restoring {place.restored:.0%} of {place.task.to_restore:,}"
+    if place.standbys:
+        row["state"] = f"{row['state']}, {place.standbys} standby"
+    return {name: row[name] for name in SHOWN["tasks"]}
 
 
 def _where(running: Running, process: str) -> str:
@@ -108,8 +145,10 @@ def _print(what: str, rows: Sequence[Mapping[str, Cell]]) -> None:
         for row in rows:
             sys.stdout.buffer.write(msgspec.json.encode({"report": what, **row}) + b"\n")
         return
+    if not rows:
+        return
     table = Table(title=what, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, name in enumerate(cells(rows[0]) if rows else ()):
+    for i, name in enumerate(cells(rows[0])):
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         table.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
     for row in rows:

@@ -16,8 +16,8 @@ from starlette.websockets import WebSocket
 COOKIE = "headrace-token"
 SUBPROTOCOL = "headrace"
 """A WebSocket that cannot set headers offers the subprotocols `headrace` and the token."""
-OPEN = frozenset({"/health"})
-"""Paths that need no token: whoever restarts the gateway asks them."""
+OPEN = frozenset({"/health", "/ready"})
+"""Paths that need no token: whoever restarts the gateway, or sends it work, asks them."""
 SHORTEST_TOKEN = 16
 """Characters. A shorter token can be guessed over a network."""
 

@@ -1,9 +1,13 @@
-"""What the page shows, gathered once for a process, whoever looks: flows, predictions, quality, alarms, refusals."""
+"""What the page shows, gathered once for a process, whoever looks.
+
+Flows, workers and their tasks, predictions, quality, alarms, refusals.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +15,11 @@ from typing import Any
 
 from headrace.streams.address import Address
 from headrace.streams.errors import HeadraceError
-from headrace.streams.subscription import Message, Subscription
+from headrace.streams.roster import Crew, Roster, begin
+from headrace.streams.subscription import Message, Start, Subscription
 from headrace.streams.topics import Processor, Topic
 from headrace.streams.traffic import Flow, Traffic
+from headrace.streams.workers import WORKERS
 
 EVERY = 1.0
 """Seconds between samples: what an eye can follow."""
@@ -63,13 +69,18 @@ class Sight:
 class Board:
     """Reads the log in the background and keeps what is to be seen."""
 
-    def __init__(self, address: Address, topics: Sequence[Topic], processors: Sequence[Processor]) -> None:
+    def __init__(self, app: str, address: Address, topics: Sequence[Topic], processors: Sequence[Processor]) -> None:
         self.sight = Sight()
         self.topics = tuple(topics)
         self.processors = tuple(processors)
         self._address = address
+        self._roster = Roster(app, processors)
         self._seen: dict[tuple[str, int], int] = {}
         self._tasks: list[asyncio.Task[None]] = []
+
+    def crew(self) -> Crew:
+        """Who works now."""
+        return self._roster.crew(time.time() * 1000)
 
     def start(self, show: Callable[[Flow], None] = lambda _: None) -> None:
         """Begin to read; `show` gets every flow."""
@@ -79,10 +90,13 @@ class Board:
             "late": self._take_refusal,
             "rejected": self._take_refusal,
         }
-        self._tasks = [asyncio.create_task(self._watch_flow(show), name="board-flow")]
+        self._tasks = [
+            asyncio.create_task(self._watch_flow(show), name="board-flow"),
+            asyncio.create_task(self._follow(WORKERS, self._take_worker, begin), name="board-workers"),
+        ]
         for topic in self.topics:
             if topic.kind in take:
-                following = self._follow(topic, take[topic.kind])
+                following = self._read_whole(topic, take[topic.kind])
                 self._tasks.append(asyncio.create_task(following, name=f"board-{topic.name}"))
 
     async def stop(self) -> None:
@@ -122,24 +136,36 @@ class Board:
                 self._seen[place] = message.offset
                 self.sight.predictions.append({"model": name.partition(".")[2], **message.value})
 
-    async def _follow(self, topic: Topic, take: Callable[[Topic, Message], None]) -> None:
-        """Read a topic whole and go on; after trouble, from where it was."""
+    async def _read_whole(self, topic: Topic, take: Callable[[Topic, Message], None]) -> None:
+        def counted(message: Message, _: bool) -> None:
+            self.sight.counts[topic.name] += 1
+            self.sight.changes += 1
+            take(topic, message)
+
+        await self._follow(topic.name, counted, lambda: "earliest")
+
+    async def _follow(self, topic: str, take: Callable[[Message, bool], None], start: Callable[[], Start]) -> None:
+        """Read a topic and go on; after trouble, from where it was. `take` is told whether a record came just now."""
         positions: dict[int, int] = {}
         while True:
-            subscription = Subscription(self._address, topic.name, positions or "earliest")
+            subscription = Subscription(self._address, topic, positions or start())
             with contextlib.suppress(HeadraceError):
                 try:
                     await subscription.open()
+                    live = False
                     while True:
-                        for message in await subscription.batch(EVERY, BATCH):
-                            self.sight.counts[topic.name] += 1
-                            self.sight.changes += 1
-                            take(topic, message)
+                        messages = await subscription.batch(EVERY, BATCH)
+                        for message in messages:
+                            take(message, live)
+                        live = live or not messages
                         positions = dict(subscription.next)
                         await asyncio.sleep(0)
                 finally:
                     await subscription.close()
             await asyncio.sleep(AGAIN)
+
+    def _take_worker(self, message: Message, live: bool) -> None:
+        self._roster.take(message.key or "", message.data, time.time() * 1000 if live else None)
 
     def _take_quality(self, topic: Topic, message: Message) -> None:
         if not isinstance(message.value, dict):

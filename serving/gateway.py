@@ -82,7 +82,7 @@ class Gateway:
         self.connected = False
         self.closing = asyncio.Event()
         self.gauges = Gauges(BOUNDS)
-        self.board = Board(settings.broker, settings.topics, settings.processors)
+        self.board = Board(settings.app, settings.broker, settings.topics, settings.processors)
         self.posts = 0
         self.subscribers = 0
         self.cut: Callable[[Scope], None] = lambda _: None
@@ -275,8 +275,8 @@ def _add_topics(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_watching(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/health", summary="Whether the log answers")
-    async def health() -> JSONResponse:
+    async def log_trouble() -> dict[str, str]:
+        """What is wrong with the log, as an answer; empty where nothing is."""
         broker = str(gateway.settings.broker)
         try:
             async with asyncio.timeout(HEALTH_WAIT):
@@ -285,18 +285,54 @@ def _add_watching(app: FastAPI, gateway: Gateway) -> None:
                 there = await gateway.publisher.topics()
         except (LogUnavailable, TimeoutError) as error:
             reason = str(error) or f"the log at {broker} did not answer within {HEALTH_WAIT:.0f} s"
-            return JSONResponse({"status": "unavailable", "broker": broker, "reason": reason}, 503)
+            return {"status": "unavailable", "broker": broker, "reason": reason}
         missing = sorted(set(gateway.topics) - there)
         if missing:
             reason = f"the log lacks topics of the program: {', '.join(missing)}"
-            return JSONResponse({"status": "incomplete", "broker": broker, "reason": reason}, 503)
-        return JSONResponse({"status": "ok", "app": gateway.settings.app, "broker": broker, "topics": len(there)})
+            return {"status": "incomplete", "broker": broker, "reason": reason}
+        return {}
+
+    def standing() -> dict[str, Any]:
+        settings, crew = gateway.settings, gateway.board.crew()
+        trouble = crew.trouble()
+        return {
+            "status": "degraded" if trouble else "ok",
+            "app": settings.app,
+            "broker": str(settings.broker),
+            "topics": len(settings.topics),
+            "workers": len(crew.alive),
+            "tasks": len(crew.places),
+            "unowned": len(crew.unowned),
+            **({"reason": trouble} if trouble else {}),
+        }
+
+    @app.get("/health", summary="Whether the gateway does its work: 503 where the log fails it")
+    async def health() -> JSONResponse:
+        """For whoever restarts the gateway. Tasks that no worker runs are told as `degraded`, with 200: starting the
+        gateway again would not help them."""
+        trouble = await log_trouble()
+        return JSONResponse(trouble, 503) if trouble else JSONResponse(standing())
+
+    @app.get("/ready", summary="Whether the whole pipeline answers: 503 where the log fails it, or no worker runs")
+    async def ready() -> JSONResponse:
+        """For whoever sends events here, or waits for predictions. 503 where nobody runs any of the tasks; where a part
+        of them has no worker, which is so for seconds whenever one comes or goes, `degraded` with 200."""
+        told = await log_trouble() or standing()
+        idle = told["status"] == "degraded" and told["unowned"] == told["tasks"]
+        return JSONResponse(told, 503 if idle or told["status"] in ("unavailable", "incomplete") else 200)
+
+    @app.get("/workers", summary="The workers and their tasks")
+    async def workers() -> dict[str, Any]:
+        """`unowned` tasks are run by nobody; a worker that was silent for too long is `gone`."""
+        crew = gateway.board.crew()
+        return {"workers": [w.row() for w in crew.workers], "tasks": [p.row() for p in crew.places]}
 
     @app.get("/metrics", summary="Metrics of the whole stack, for Prometheus", response_class=Response)
     async def metrics() -> Response:
         others = await asyncio.gather(*(_scrape(url) for _, url in gateway.settings.parts))
         for (part, _), text in zip(gateway.settings.parts, others, strict=True):
             gateway.gauges.part_up.labels(part).set(bool(text))
+        gateway.gauges.show_crew(gateway.board.crew())
         return Response(b"".join([generate_latest(gateway.gauges.registry), *others]), media_type=CONTENT_TYPE_LATEST)
 
 

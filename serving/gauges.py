@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headrace.streams.metrics import describe_process
+from headrace.streams.roster import STATES, Crew
 from headrace.streams.traffic import Flow
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -32,7 +33,16 @@ class Gauges:
         self.processor_rate = Gauge(
             "headrace_processor_rate", "Records processed a second", ["processor"], registry=self.registry
         )
-
+        self.workers = Gauge("headrace_workers", "Workers by state", ["state"], registry=self.registry)
+        self.tasks = Gauge(
+            "headrace_tasks", "Tasks by state; unowned: nobody runs it", ["processor", "state"], registry=self.registry
+        )
+        self.restore_done = Gauge(
+            "headrace_restore_done", "Changelog records read by restores under way", registry=self.registry
+        )
+        self.restore_wanted = Gauge(
+            "headrace_restore_wanted", "Changelog records of restores under way", registry=self.registry
+        )
         self.part_up = Gauge(
             "headrace_part_up", "Whether a part of the stack served its metrics", ["part"], registry=self.registry
         )
@@ -45,3 +55,15 @@ class Gauges:
         for processor in flow.processors:
             self.processor_lag.labels(processor.name).set(processor.lag or 0)
             self.processor_rate.labels(processor.name).set(processor.rate)
+
+    def show_crew(self, crew: Crew) -> None:
+        for state in ("joining", "running", "stopping", "gone"):
+            self.workers.labels(state).set(sum(w.state == state for w in crew.workers))
+        for processor in dict.fromkeys(p.processor for p in crew.places):
+            mine = [p for p in crew.places if p.processor == processor]
+            for state in STATES:
+                count = sum(p.standbys for p in mine) if state == "standby" else sum(p.state == state for p in mine)
+                self.tasks.labels(processor, state).set(count)
+        restoring = [p.task for p in crew.places if p.task is not None and p.task.state == "restoring"]
+        self.restore_done.set(sum(t.restored for t in restoring))
+        self.restore_wanted.set(sum(t.to_restore for t in restoring))

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from fastapi import FastAPI
-from headrace.serving import diagram, style
+from headrace.serving import crew, diagram, style
 from headrace.serving.board import Board, Record, Refusal
 from headrace.serving.diagram import count, held, rate
 from headrace.serving.gateway import Settings
@@ -75,6 +75,9 @@ class Page:
                         self._numbers[name] = ui.label("-").classes("number").mark(f"number-{name}")
             with _section("pipeline", "card wide"):
                 self._diagram = _scrolling("the graph").classes("scrolls")
+            with _section("workers", "card wide slim"):
+                _heading("workers")
+                self._crew = ui.html("", sanitize=False)
             self._build_quality()
             with _section("predictions", "card tall five"):
                 _heading("predictions as they come")
@@ -97,7 +100,7 @@ class Page:
             ui.space()
             with ui.element("nav").classes("line").props("aria-label=gateway"):
                 ui.label(str(self._settings.broker)).classes("note aside")
-                for name in ("topics", "metrics", "health", "openapi.json"):
+                for name in ("topics", "workers", "metrics", "health", "openapi.json"):
                     ui.link(name, f"/{name}").classes("note")
             self._switch = ui.button(icon="contrast", on_click=self._switch_theme)
             self._switch.props('flat round dense aria-label="light or dark"').classes("dim")
@@ -135,6 +138,7 @@ class Page:
         for name, text in self._figures().items():
             self._numbers[name].set_text(text)
         self._diagram.set_content(diagram.draw(self._board.topics, self._board.processors, sight.flow, sight.counts))
+        self._crew.set_content(crew.draw(self._board.crew()))
         self._predictions.set_content(predictions_table(list(sight.predictions)[-ROWS:][::-1]))
         self._alarms.set_content(alarms_list(list(sight.alarms)[-ROWS:][::-1]))
         self._refusals.set_content(refusals_list(reversed(sight.refusals)))

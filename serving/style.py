@@ -1,6 +1,6 @@
 """How the page looks: light and dark, at a desk and on a phone."""
 
-from headrace.serving import diagram
+from headrace.serving import crew, diagram
 
 STYLE = f"""
 :root {{
@@ -24,7 +24,7 @@ body {{ background: var(--page) !important; color: var(--ink); }}
 .grid {{ gap: 12px; display: grid; grid-template-columns: repeat(12, minmax(0, 1fr)); }}
 .card {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   min-width: 0; overflow: hidden; }}
-.tall {{ height: max(328px, calc(100vh - 470px)); display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
+.tall {{ height: max(276px, calc(100vh - 522px)); display: flex; flex-direction: column; }} .tall > * {{ flex: none; }}
 .tall .fills {{ flex: 1 1 0; min-height: 0; overflow: auto; width: 100%; }}
 .half {{ flex: 1 1 0; min-height: 0; display: flex; flex-direction: column; }} .half + .half {{ margin-top: 8px; }}
 .scrolls {{ overflow-x: auto; }}
@@ -34,6 +34,7 @@ body {{ background: var(--page) !important; color: var(--ink); }}
   color: var(--dim); text-transform: uppercase; letter-spacing: 0.05em; }}
 .number {{ font-size: 24px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }}
 .tile {{ padding: 8px 14px; gap: 0; }}
+.slim {{ padding: 7px 14px; display: flex; gap: 4px 14px; align-items: baseline; }}
 .note {{ font-size: 12px; color: var(--dim); }}
 .dim {{ color: var(--dim); }} .warn {{ color: var(--warn); }} .good {{ color: var(--good); }}
 .list {{ width: 100%; border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }}
@@ -51,5 +52,5 @@ body {{ background: var(--page) !important; color: var(--ink); }}
   .tall {{ height: 380px; }} .number {{ font-size: 20px; }} .list td, .list th {{ padding-right: 7px; }}
   .bar .aside {{ display: none; }} .bar .line {{ order: 1; flex-basis: 100%; justify-content: flex-start; }}
 }}
-{diagram.STYLE}
+{diagram.STYLE}{crew.STYLE}
 """

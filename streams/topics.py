@@ -40,12 +40,16 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """A processor of an application: the topics it reads (with the group that holds its offsets) and writes."""
+    """A processor of an application: the topics it reads (with the group that holds its offsets) and writes.
+
+    partitions: how many tasks it is
+    """
 
     name: str
     group: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    partitions: int = 1
 
 
 NEAR_NAMES = 3

@@ -112,7 +112,7 @@ def test_the_page_is_used_by_keyboard_and_read_by_landmarks(live: Page) -> None:
     assert live.locator("html").get_attribute("lang")
     expect(live.get_by_role("banner").get_by_role("heading", level=1)).to_have_text("returns")
     names = [s.get_attribute("aria-label") for s in live.get_by_role("main").get_by_role("region").all()]
-    assert names == ["figures", "pipeline", "quality", "predictions", "drift alarms", "late and rejected"]
+    assert names == ["figures", "pipeline", "workers", "quality", "predictions", "drift alarms", "late and rejected"]
     expect(live.get_by_role("banner").get_by_role("status")).to_have_text("live")
     reached = []
     for _ in range(14):

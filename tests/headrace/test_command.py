@@ -16,7 +16,7 @@ from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import encode
 
-from tests import shop
+from tests import crew, shop
 from tests.scene import ROOT, fresh, order, order_line, write
 
 
@@ -108,6 +108,17 @@ def test_topics_and_status_are_ndjson_in_a_pipe(broker: Address) -> None:
     assert status.returncode == 0
     told = {"report": "topics", "topic": topic.name, "kind": "event", "records": 3, "exact": True, "records/s": 0.0}
     assert told in lines(status.stdout)
+
+
+def test_status_tells_of_the_workers_and_their_tasks(broker: Address) -> None:
+    restoring = crew.task(1, state="restoring", restored=1, to_restore=4)
+    crew.tell(broker, crew.worker(1, crew.task(0, lag=7)), crew.worker(2, restoring), crew.worker(3, ago=60))
+    told = lines(headrace("status", "--broker", str(broker)).stdout)
+    workers = {w["worker"]: w for w in told if w["report"] == "workers"}
+    tasks = {(t["processor"], t["partition"]): t for t in told if t["report"] == "tasks"}
+    assert {n: w["state"] for n, w in workers.items()} == {"w1": "running", "w2": "running", "w3": "gone"}
+    assert (tasks["orders", 0]["worker"], tasks["orders", 0]["lag"]) == ("h:1", 7)
+    assert (tasks["orders", 1]["state"], tasks["orders", 1]["restored"]) == ("restoring", 0.25)
 
 
 @pytest.mark.parametrize(
