@@ -187,6 +187,38 @@ def verify(
     print_verified(program, broker, data)
 
 
+@app.command("export-state")
+def export_state(
+    program: Program,
+    of: Annotated[str | None, typer.Option("--set", help="of one feature set alone", metavar="NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="left out, standard output", metavar="FILE")] = None,
+    broker: Broker = None,
+    data: Annotated[
+        Path | None, typer.Option(help="of a stack that is down; left out, .headrace/<application>")
+    ] = None,
+) -> None:
+    """Write the state as of the last commits as NDJSON: features by entity, open windows, what a learner has learnt."""
+    from headrace.export import print_state
+
+    print_state(program, broker, data, of, out, lambda line: say.print(line, markup=False))
+
+
+@app.command()
+def reset(
+    program: Program,
+    broker: Annotated[
+        str | None,
+        typer.Option(envvar="HEADRACE_BROKER", help="left out, that of the stack that is down", metavar="ADDRESS"),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Begin anew: delete all that came of the events, so that the next start computes it again. It asks first."""
+    from headrace.reset import print_reset
+
+    print_reset(program, broker, data, yes, lambda line: say.print(line, markup=False))
+
+
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="online-retail")]) -> None:
     """Fetch a real data set; prints where it lies."""

@@ -25,3 +25,11 @@ class DataError(HeadraceError):
 
 class VerifyError(HeadraceError):
     """What was recomputed differs from what was published, or could not be recomputed."""
+
+
+class ResetError(FrontError):
+    """A reset cannot begin or go on. The message says what stands in its way; run it again once that is gone."""
+
+
+class ExportError(FrontError):
+    """State cannot be exported as asked."""

@@ -18,7 +18,7 @@ import httpx
 
 from headrace import running
 from headrace.app import App
-from headrace.errors import StackError
+from headrace.errors import NoBroker, StackError
 from headrace.gateway import TOKEN
 from headrace.program import load
 from headrace.running import Running, TopicNote
@@ -207,6 +207,28 @@ class Stack:
             metrics={**self._metrics, "gateway": f"{self._gateway}/metrics"},
         )
         running.write(found, self.data / "stack.json", running.home() / "current.json")
+
+
+@contextlib.asynccontextmanager
+async def reach(name: str, broker: str | None, data: Path | None) -> AsyncIterator[Address]:
+    """The log of an application: the broker named or that of the stack that runs here, else that of one that is down.
+
+    data: asks for the log of a stack that is down, in this folder; left out, .headrace/<application>
+
+    Raises NoBroker where there is no log.
+    """
+    folder = data or running.home() / name
+    try:
+        if data is not None:
+            raise NoBroker(f"there is no log of a local stack in {data}")
+        address = running.find_broker(broker)
+    except NoBroker:
+        if not (folder / "broker").is_dir():
+            raise
+        async with broker_alone(folder) as alone:
+            yield alone
+        return
+    yield address
 
 
 @contextlib.asynccontextmanager

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import msgspec
 
-from headrace import plan, program, running
+from headrace import plan, program
 from headrace.app import App
-from headrace.errors import NoBroker, VerifyError
+from headrace.errors import VerifyError
 from headrace.models import artifacts, versions
 from headrace.models.errors import ArtifactError
 from headrace.models.model import Model
 from headrace.serving.scorer import score
-from headrace.stack import broker_alone
-from headrace.streams.address import Address
+from headrace.stack import reach
+from headrace.state import newest_mark, part, records
 from headrace.streams.batch import Record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Fetched, Log, Partition
@@ -64,33 +64,6 @@ class Comparison:
             self.examples.append(f"{way}: {example}")
 
 
-async def records(log: Log, partition: Partition, end: int | None = None) -> AsyncIterator[Fetched]:
-    """Everything committed in a partition from its beginning to an offset; left out, to its present end."""
-    if end is None:
-        end = (await log.ends([partition]))[partition]
-    reader = await log.reader({partition: 0})
-    position = 0
-    try:
-        while position < end:
-            for fetched in await reader.fetch([partition], FETCH_ROWS, 1.0):
-                position = fetched.next_offset
-                yield _before(fetched, end)
-    finally:
-        await reader.close()
-
-
-def _before(fetched: Fetched, end: int) -> Fetched:
-    """The part of what was fetched that lies before an offset."""
-    n = int(fetched.offset.searchsorted(end))
-    return fetched if n == len(fetched) else _part(fetched, 0, n, end)
-
-
-def _part(fetched: Fetched, start: int, end: int, next_offset: int) -> Fetched:
-    rows = slice(start, end)
-    columns = (fetched.offset[rows], fetched.timestamp[rows], fetched.keys[rows], fetched.values[rows])
-    return Fetched(fetched.partition, *columns, next_offset=next_offset, end=fetched.end)
-
-
 @dataclass(slots=True, frozen=True)
 class _Extent:
     """What of a task is compared: its inputs up to `taken`. What that gave was published from `sure` on at the latest,
@@ -109,10 +82,14 @@ async def _extent(log: Log, group: str, inputs: Sequence[Partition], outputs: Se
 
 
 async def verify(app: App, log: Log, progress: Callable[[str], None] = lambda _: None) -> list[Comparison]:
-    """Recompute and compare everything of an application. Reads the log, changes nothing."""
+    """Recompute and compare everything of an application. Reads the log, changes nothing.
+
+    Raises VerifyError where what is there was made by another version of the program.
+    """
     found = []
     # Upstream first: a version that a prediction names has been learnt by the time that learning is looked at.
     tasks = [(s, n) for s in plan.stages(app) for n in range(s.partitions)]
+    await _check_program(log, tasks)
     extents = {}
     for stage, number in tasks:
         inputs = [Partition(t, 0 if stage.name.startswith("learn.") else number) for t in stage.inputs]
@@ -140,6 +117,21 @@ async def verify(app: App, log: Log, progress: Callable[[str], None] = lambda _:
                         await _scores(log, model, partition, ends[partition], made, check)
                     found.append(check)
     return found
+
+
+async def _check_program(log: Log, tasks: Sequence[tuple[plan.Stage, int]]) -> None:
+    """Raises VerifyError where the newest commit of a task was made by other declarations."""
+    changed = []
+    for stage, number in tasks:
+        task, _ = stage.build(number, MemoryStore())
+        mark = await newest_mark(log, task.changelog)
+        if mark is not None and mark.program != task.program:
+            changed.append(f"{stage.name} {number}" if stage.partitions > 1 else stage.name)
+    if changed:
+        raise VerifyError(
+            f"the program was changed since {', '.join(changed)} ran: what was published comes of other declarations, "
+            f"and would differ. Verify it with the program as it was, or begin anew with `headrace reset PROGRAM`"
+        )
 
 
 def _where(topic: str, number: int) -> Partition:
@@ -196,8 +188,8 @@ class _Source:
             self._rest = None
             return fetched
         n = int(fetched.offset.searchsorted(until))
-        self._rest = _part(fetched, n, len(fetched), fetched.next_offset)
-        return _part(fetched, 0, n, until) if n else None
+        self._rest = part(fetched, n, len(fetched), fetched.next_offset)
+        return part(fetched, 0, n, until) if n else None
 
 
 async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> list[Comparison]:
@@ -238,7 +230,8 @@ async def _learning(log: Log, stage: plan.Stage, model: Model, extent: _Extent, 
     check = Comparison(f"versions of {model.name}")
     registry = Partition(versions.REGISTRY, 0)
     seen: set[str] = set()
-    async for fetched in records(log, registry, extent.last[registry]):
+    begin = await _begin(log, registry, model.name, extent.last[registry])
+    async for fetched in records(log, registry, extent.last[registry], begin):
         for offset, key, value in zip(fetched.offset.tolist(), fetched.keys, fetched.values, strict=True):
             if key == model.name.encode() and value is not None:
                 published = versions.decode(value)
@@ -251,6 +244,16 @@ async def _learning(log: Log, stage: plan.Stage, model: Model, extent: _Extent, 
     if newest is not None and newest not in seen:
         check.differ("lost", f"{newest} was learnt, and is not on the registry")
     return [metrics.check, check]
+
+
+async def _begin(log: Log, registry: Partition, model: str, end: int) -> int:
+    """The offset from which versions of a model count: a reset takes back those before it by a record without value."""
+    begin = 0
+    async for fetched in records(log, registry, end):
+        for offset, key, value in zip(fetched.offset.tolist(), fetched.keys, fetched.values, strict=True):
+            if key == model.encode() and value is None:
+                begin = offset + 1
+    return begin
 
 
 def _same_version(check: Comparison, published: versions.Version, made: _Versions) -> None:
@@ -470,22 +473,11 @@ def print_verified(program_file: str, broker: str | None, data: Path | None) -> 
     loaded = program.load(program_file)
 
     async def main() -> list[Comparison]:
-        folder = data or running.home() / loaded.name
-        try:
-            if data is not None:
-                raise NoBroker(f"{data} is asked for")
-            return await of(running.find_broker(broker))
-        except NoBroker:
-            if not (folder / "broker").is_dir():
-                raise
-        async with broker_alone(folder) as address:
-            return await of(address)
-
-    async def of(address: Address) -> list[Comparison]:
-        log = KafkaLog(address.bootstrap, "headrace-verify")
-        try:
-            return await verify(loaded, log, lambda text: print(text, file=sys.stderr, flush=True))
-        finally:
-            await log.close()
+        async with reach(loaded.name, broker, data) as address:
+            log = KafkaLog(address.bootstrap, "headrace-verify")
+            try:
+                return await verify(loaded, log, lambda text: print(text, file=sys.stderr, flush=True))
+            finally:
+                await log.close()
 
     tell(asyncio.run(main()), print)

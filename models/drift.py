@@ -7,7 +7,7 @@ see the means of so many values in turn; choose it longer than what comes togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -212,6 +212,11 @@ class DriftMonitor:
                 changes.append((f"mean {key}".encode(), msgspec.msgpack.encode((watched.total, watched.count))))
             watched.moved = watched.counted = False
         return changes
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each detector, and how far the mean is that it sees next."""
+        for key, watched in self._watched.items():
+            yield {"detector": key, "values": watched.count, "total": watched.total}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)

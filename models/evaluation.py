@@ -7,7 +7,8 @@ with the stream; scores that fall into one bin count as ties.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -141,6 +142,13 @@ class Evaluator:
         self._touched = False
         tally = msgspec.json.encode((self._first, self._judged, self._reported))
         return [(b"tally", tally), *((name.encode(), q.pack()) for name, q in self._quality.items())]
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """The quality so far, in one row."""
+        row: dict[str, Any] = {"model": self._model.name, "outcomes": self._judged}
+        for prefix, quality in self._quality.items():
+            row.update({prefix + name: value for name, value in quality.metrics().items()})
+        yield row
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -101,6 +101,21 @@ class Learner:
                 return None
             fresh.append((_OUTCOME + n.to_bytes(8, "big"), value))
         return fresh
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """What has been learnt, in one row: the estimator itself is on the registry."""
+        if self.tally.learnt:
+            yield {
+                "model": self._model.name,
+                "estimator": str(self.estimator),
+                "fingerprint": artifacts.fingerprint(self.estimator),
+                "learnt": self.tally.learnt,
+                "positives": self.tally.positives,
+                "rate": self.rate,
+                "at": when(self.tally.at),
+                "snapshot_bytes": self._snapshot_size,
+                "since_snapshot": len(self._rows),
+            }
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)

@@ -8,7 +8,7 @@ time plus horizon, ties in the order of their publication.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -46,6 +46,11 @@ class Mature:
         changes: list[Change] = [(offset.to_bytes(8, "big"), value) for offset, value in self._touched.items()]
         self._touched.clear()
         return changes
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each outcome that is not mature yet, the first to mature first."""
+        for _, offset, value in sorted(self._waiting):
+            yield {"offset": offset, "outcome": msgspec.Raw(value)}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._topic)

@@ -46,16 +46,14 @@ class Scorer:
         self._baselines = dict(baselines)
         self._now = now
         self._prior = model.outcome.prior if model.outcome else 0.5
-        self.version = versions.Loaded(f"{model.name}@0", self._prior, None)
+        self.version = self._first = versions.Loaded(f"{model.name}@0", self._prior, None)
 
     def follow(self, fetched: Fetched) -> None:
-        """Take the newest version of this model among registry records."""
-        newest = None
-        for key, value in zip(fetched.keys, fetched.values, strict=True):
-            if key == self._model.encode() and value is not None:
-                newest = value
-        if newest is not None:
-            self.version = versions.load(versions.decode(newest))
+        """Take the newest version of this model among registry records; after a reset there is none."""
+        mine = [v for k, v in zip(fetched.keys, fetched.values, strict=True) if k == self._model.encode()]
+        if mine:
+            newest = mine[-1]
+            self.version = self._first if newest is None else versions.load(versions.decode(newest))
 
     def clear(self) -> None:
         pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from headrace.streams import kernels
@@ -10,8 +11,8 @@ from headrace.streams.batch import NEVER, Batch, Change, Column, Outputs, Record
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.inputs import WAKE
 from headrace.streams.jsonrows import joined, printed
-from headrace.streams.plans import Declared, Plan, keys, result, taken
-from headrace.streams.tables import Index, Ints, Table
+from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, keys, result, taken, told
+from headrace.streams.tables import Index, Ints, Table, nothing
 
 
 class FeatureSet:
@@ -129,6 +130,29 @@ class FeatureSet:
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         self._plan.load(rows)
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each entity with its features as of a time, without an event of its own then.
+
+        Where a feature needs the event at hand, the aggregates that it is made of are told instead.
+        """
+        numbers = np.array(self.entities.in_use(), np.int64)
+        for begin in range(0, len(numbers), TOLD_AT_ONCE):
+            slots = numbers[begin : begin + TOLD_AT_ONCE]
+            known: dict[str, Column] = {}
+            for name, table in self._tables.items():
+                sessions = self._plan.sessions.get(name)
+                times = np.full(len(slots), at, np.int64)
+                asked = kernels.Events(np.arange(len(slots)), slots, times, _NONE, _NO_VALUES, _NO_FLOATS)
+                if sessions is None:
+                    found = table.advance(nothing(), asked)
+                else:
+                    found = sessions.advance(table, nothing(), asked)
+                for text, (kind, owner, reads) in self._reads.items():
+                    if owner is table:
+                        known[text] = result(table, kind, reads, found)
+            for number, row in zip(slots.tolist(), told(self._plan, known, len(slots)), strict=True):
+                yield {"entity": entity(self._plan, self.entities.met[number]), **row}
 
     def clear(self) -> None:
         self._watermark = NEVER

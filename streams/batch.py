@@ -6,9 +6,9 @@ rows are columns in `Rows`. Times are int64 microseconds since 1970-01-01T00:00Z
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,3 +100,10 @@ class Operator(Protocol):
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
 
     def clear(self) -> None: ...
+
+
+@runtime_checkable
+class Told(Protocol):
+    """An operator that can tell its state in rows that a person can read. at: microseconds, the time as of which."""
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]: ...

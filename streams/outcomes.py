@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -158,6 +158,12 @@ class Match:
             changes.append((offset.to_bytes(8, "big"), packed))
         self._touched.clear()
         return changes
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each event that may still be matched."""
+        for offset, line in sorted(self._open.items()):
+            match = dict(zip(self._outcome.match, line.match, strict=True))
+            yield {"offset": offset, "match": match, "at": when(line.time), "left": line.left, "known": line.labelled}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         known = _Derived()
@@ -316,6 +322,11 @@ class Settle:
         changes: list[Change] = [(o.to_bytes(8, "big"), self._waiting.get(o)) for o in sorted(self._touched)]
         self._touched.clear()
         return changes
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each prediction that waits for its outcome."""
+        for offset, prediction in sorted(self._waiting.items()):
+            yield {"offset": offset, "prediction": msgspec.Raw(prediction)}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         main = batch.streams.get(self._main)

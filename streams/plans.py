@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from headrace.streams import kernels
 from headrace.streams.aggregations import Aggregate, Stream, aggregates, covers_itself
@@ -18,7 +19,8 @@ from headrace.streams.batch import Change, Column, Rows
 from headrace.streams.durations import microseconds, text
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
-from headrace.streams.expressions import Expression, Scope, Type, canonical, evaluate
+from headrace.streams.expressions import Constant, Expression, Scope, Type, canonical, evaluate, parts
+from headrace.streams.jsonrows import printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
 from headrace.streams.windows import (
@@ -374,3 +376,36 @@ def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     total, count = read
     with np.errstate(all="ignore"):
         return np.where(count == 0, np.nan, total / count)
+
+
+TOLD_AT_ONCE = 2_000
+"""Rows of state told at a time: the columns of so many are nothing beside the state itself."""
+
+
+def entity(plan: Plan, value: object) -> dict[str, object]:
+    """An entity by the names that tell it apart."""
+    names = list(plan.key_types)
+    values = value if isinstance(value, tuple) else (value,)
+    return dict(zip(names, values, strict=True))
+
+
+def told(plan: Plan, known: dict[str, Column], rows: int) -> list[dict[str, Any]]:
+    """The features of rows of state, from their aggregates; those that need an event as the aggregates in them."""
+    columns: dict[str, list[Any]] = {}
+    aggregated: dict[str, list[Any]] = {}
+    for name, expression in plan.declared.features.items():
+        if any(not part.args and not isinstance(part, Aggregate | Constant) for part in parts(expression)):
+            for aggregate in aggregates(expression):
+                aggregated[aggregate.text] = listed(known[aggregate.text])
+        else:
+            column = canonical(evaluate(expression, {}, known, rows), plan.types[name])
+            if column.dtype == np.float64:
+                column = np.where(np.isfinite(column), column, np.nan)
+            columns[name] = [msgspec.Raw(text) for text in printed(column, plan.types[name])]
+    made: list[dict[str, Any]] = []
+    for i in range(rows):
+        row: dict[str, Any] = {"features": {name: values[i] for name, values in columns.items()}}
+        if aggregated:
+            row["aggregates"] = {name: values[i] for name, values in aggregated.items()}
+        made.append(row)
+    return made

@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import struct
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,11 @@ import numpy as np
 import orjson
 from headrace.streams import kernels
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
-from headrace.streams.durations import microseconds
+from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.jsonrows import joined, printed
-from headrace.streams.plans import Declared, Plan, keys, result, taken
-from headrace.streams.tables import Index, Ints, decoded
+from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, keys, result, taken, told
+from headrace.streams.tables import Index, Ints, decoded, nothing
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 
 _FACTS = struct.Struct(">qqq?q?")
@@ -284,6 +284,35 @@ class WindowSet:
             if window.start % every == 0:
                 rows.append(_Row(at, time, _NO_START, self.entities.encoded(slot), slot, 0, 0))
         return rows
+
+    def told(self, at: int) -> Iterator[dict[str, Any]]:
+        """Each window that is open, or closed and still to be corrected, with its result so far.
+
+        Of the last N events there is one window, and `events` counts all that came.
+        """
+        windows = list(self._windows.values())
+        for begin in range(0, len(windows), TOLD_AT_ONCE):
+            some = windows[begin : begin + TOLD_AT_ONCE]
+            slot = np.array([w.slot for w in some], np.int64)
+            number = np.array([w.number for w in some], np.int64)
+            asked = kernels.Events(
+                np.arange(len(some)), slot, np.full(len(some), at, np.int64), number, _NO_VALUES, _NO_FLOATS
+            )
+            known: dict[str, Column] = {}
+            for table in self._plan.tables.values():
+                found = table.advance(nothing(), asked)
+                for text, (kind, owner, reads) in self._plan.reads.items():
+                    if owner is table:
+                        known[text] = result(table, kind, reads, found)
+            for window, row in zip(some, told(self._plan, known, len(some)), strict=True):
+                named = entity(self._plan, self.entities.met[window.slot])
+                yield {"entity": named, **self._extent(window), **row}
+
+    def _extent(self, window: _Window) -> dict[str, Any]:
+        if isinstance(self._window, LastN):
+            return {"events": window.start}
+        span = {"start": when(window.start), "end": when(window.end)}
+        return {**span, "revision": window.revision, "closed": window.closed}
 
     # State and records.
 

@@ -95,6 +95,11 @@ class Index:
     def number(self, value: object) -> int:
         return self._numbers[value]
 
+    def in_use(self) -> list[int]:
+        """The numbers that stand for a value."""
+        free = set(self._free)
+        return [number for number in range(len(self.met)) if number not in free]
+
     def fresh(self) -> list[int]:
         """The numbers given since this was last asked."""
         given = self._fresh.copy()
@@ -594,6 +599,12 @@ class Table:
 
 
 _BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
+
+
+def nothing() -> kernels.Events:
+    """No events."""
+    none, values = np.zeros(0, np.int64), np.zeros((1, 0), np.int64)
+    return kernels.Events(none, none, none, none, values, values.view(np.float64))
 
 
 def between(events: kernels.Events, begin: int, end: int | None = None) -> kernels.Events:

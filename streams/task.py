@@ -25,7 +25,10 @@ from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import Store
 
-_MARK = b"\x00mark"
+MARK = b"\x00mark"
+"""The key of the row that tells where a commit stands."""
+RESETTING = "being reset"
+"""Stands for the program in the mark of a task whose reset has begun: until it ends, no start goes on from halves."""
 _POSITION = b"\x00position"
 
 
@@ -99,6 +102,11 @@ class Task:
         self.hurries = hurries
 
     @property
+    def program(self) -> str:
+        """The fingerprint of the declarations."""
+        return self._program
+
+    @property
     def position(self) -> int:
         """The changelog offset up to which the store is written."""
         return self._written()[0]
@@ -129,12 +137,14 @@ class Task:
 
         Raises ProgramChanged where the state is of another program.
         """
-        stored = self._store.get(_MARK)
+        stored = self._store.get(MARK)
         mark = msgspec.json.decode(stored, type=Mark) if stored else None
+        if mark and mark.program == RESETTING:
+            raise ProgramChanged(f"the reset of {self.name} did not end: run `headrace reset PROGRAM` again")
         if mark and mark.program != self._program:
             raise ProgramChanged(
                 f"the state of {self.name} was made by another version of the program. To go on, take back what was "
-                f"changed; to begin anew, give the app another name, or delete its data, and publish its events again"
+                f"changed; to begin anew from the events on the log, run `headrace reset PROGRAM`"
             )
         for n, source in enumerate(self.inputs):
             if mark:
@@ -170,7 +180,7 @@ class Task:
             prefix = operator.name.encode() + b"\x00"
             changes += [(prefix + key, value) for key, value in operator.changes()]
         mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
-        changes.append((_MARK, msgspec.json.encode(mark)))
+        changes.append((MARK, msgspec.json.encode(mark)))
         return Work(records, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
 
     def _process(self, operator: Operator, batch: Batch, records: Outputs) -> None:

@@ -19,10 +19,10 @@ from tests.scene import write
 TOPIC = Topic(WORKERS, "registry", 1, None, {"cleanup.policy": "compact"})
 
 
-def worker(number: int, *tasks: TaskStatus, ago: float = 0.0, **more: Any) -> WorkerStatus:
+def worker(number: int, *tasks: TaskStatus, ago: float = 0.0, app: str = "crew", **more: Any) -> WorkerStatus:
     at = int((time.time() - ago) * 1000)
     return WorkerStatus(
-        worker=f"w{number}", app="crew", host="h", pid=number, started=number, time=at, state="running", tasks=tasks,
+        worker=f"w{number}", app=app, host="h", pid=number, started=number, time=at, state="running", tasks=tasks,
         **more,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from headrace.streams.log import Fetched, Partition
 from headrace.streams.publisher import Publisher, Row
 
 from headrace.program import load
-from headrace.verify import records
+from headrace.state import records
 from tests.kill.oracle import Source
 from tests.scene import ROOT, broker_process, free_port
 

@@ -1,0 +1,48 @@
+"""A program with everything that leaves state: features, windows, a model that learns, drift, and four partitions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from river import linear_model, preprocessing
+
+import headrace as hr
+
+
+class Order(hr.Event, topic="orders", key="customer", time="at"):
+    customer: str
+    quantity: int
+    at: datetime
+
+
+class Return(hr.Event, topic="returns", key="customer", time="at"):
+    customer: str
+    quantity: int
+    at: datetime
+
+
+back = hr.Outcome(Return, of=Order, match=["customer"], within="1h", prior=0.1)
+
+
+class Customer(hr.Features, of=Order, by="customer"):
+    lines = hr.count("1d")
+    usual = hr.mean(hr.col.quantity)
+    more = hr.col.quantity - hr.mean(hr.col.quantity)
+    back = hr.count(of=back)
+
+
+class Hourly(hr.Features, of=Order, by="customer", window=hr.tumbling("1h")):
+    lines = hr.count()
+    most = hr.max(hr.col.quantity)
+
+
+model = hr.Model(
+    "returns",
+    on=Order,
+    features=[Customer],
+    learner=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
+    outcome=back,
+    publish_every=20,
+    watch=[hr.drift.ADWIN("log_loss")],
+)
+app = hr.App("shop", models=[model], features=[Hourly], partitions=4)
