@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -48,7 +49,9 @@ def connect(broker: str | None = None, app: App | None = None) -> Connecting:
     """A connection to the log, for `with` and for `async with`.
 
     broker: `kafka://host:port`; left out, HEADRACE_BROKER's or the local stack's
-    app:    the program, so that dicts and bytes are checked against their contracts before they are sent
+    app:    the program, so that dicts and bytes are checked against their contracts before they are sent. Without it
+            they are sent as they are (an `hr.Event` is checked always): what breaks its contract is then found by the
+            worker, and goes to `<topic>.rejected` with the reason
 
     ```python
     with hr.connect(app=app) as connection:
@@ -120,6 +123,7 @@ class AsyncConnection:
         self._known = known
         self._publisher = Publisher(broker)
         self._open: set[Subscription] = set()
+        self._warned: set[str] = set()
 
     async def open(self) -> None:
         await self._publisher.start()
@@ -151,13 +155,14 @@ class AsyncConnection:
         """
         name, event, key = self._known.topic(topic)
         if isinstance(events, Event | Mapping | bytes | str):
-            return (await self._publisher.send(name, [encode(events, event, key)]))[0]
+            return (await self._publisher.send(name, [self._heeded(name, encode(events, event, key))]))[0]
         await self._publisher.check(name)
         tally = _Tally(name)
         waiting: deque[asyncio.Task[list[Receipt]]] = deque()
         taken = 0
         async for chunk in _chunks(events):
-            remaining = _Remaining(_numbered(taken + i, item, event, key) for i, item in enumerate(chunk))
+            numbered = (_numbered(taken + i, item, event, key) for i, item in enumerate(chunk))
+            remaining = _Remaining(self._heeded(name, row) for row in numbered)
             taken += len(chunk)
             if rows := remaining.chunk():
                 waiting.append(asyncio.create_task(self._publisher.send(name, rows)))
@@ -167,6 +172,13 @@ class AsyncConnection:
         while waiting:
             tally.add(await waiting.popleft())
         return tally.published()
+
+    def _heeded(self, topic: str, row: Row) -> Row:
+        """The row; a warning, once for a topic, where something may be wrong with it."""
+        if row.doubt and topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(f"topic {topic}: {row.doubt}", stacklevel=2)
+        return row
 
     async def subscribe(
         self,
@@ -255,7 +267,8 @@ class Connection:
         if isinstance(events, Event | Mapping | bytes | str):
             return self._do(self._within.publish(topic, events))
         name, event, key = self._known.topic(topic)
-        return self.publish_rows(name, (_numbered(i, item, event, key) for i, item in enumerate(events)))
+        numbered = (_numbered(i, item, event, key) for i, item in enumerate(events))
+        return self.publish_rows(name, (self._within._heeded(name, row) for row in numbered))
 
     def publish_rows(self, topic: str, rows: Iterable[Row]) -> Published:
         """Publish rows that are encoded already. Where the iterable raises, what came before it is published."""

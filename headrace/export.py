@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+from rich.console import Console
+from rich.progress import Progress as RichProgress
 
 from headrace import plan, program
 from headrace.app import App
@@ -109,8 +111,8 @@ def print_state(
         async with reach(app.name, broker, data) as address:
             log = KafkaLog(address.bootstrap, "headrace-export")
             try:
-                with _opened(out) as file:
-                    async for row in export(app, log, of):
+                with _opened(out) as file, _progress() as progress:
+                    async for row in export(app, log, of, progress):
                         file.write(msgspec.json.encode(row) + b"\n")
                         written += 1
             finally:
@@ -120,6 +122,19 @@ def print_state(
     written = asyncio.run(main())
     if out is not None:
         say(f"{written:,} rows of {app.name} are in {out}")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal while changelogs are read."""
+    bar = RichProgress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with bar:
+        reading = bar.add_task("reading the changelogs")
+
+        def show(what: str, done: int, every: int) -> None:
+            bar.update(reading, description=f"reading the changelog of {what}", completed=done, total=every)
+
+        yield show
 
 
 @contextlib.contextmanager

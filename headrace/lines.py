@@ -38,7 +38,7 @@ def publish_lines(
     Raises FrontError where the file cannot be read, and with `strict` at the first bad line.
     """
     event, key_field = _contract(topic, broker, program, key)
-    bad = 0
+    bad, doubtful, doubt = 0, 0, ""
     with contextlib.ExitStack() as open_ones:
         lines, size = _open(file, open_ones)
         connection = open_ones.enter_context(contextlib.closing(Connection(broker)))
@@ -47,13 +47,17 @@ def publish_lines(
         published = 0
 
         def rows() -> Iterator[Row]:
-            nonlocal bad, published
+            nonlocal bad, published, doubtful, doubt
             for number, line in enumerate(iter(lambda: lines.readline(MAX_EVENT_BYTES + 2), b""), 1):
                 progress.advance(task, len(line))
                 if not line.strip():
                     continue
                 try:
-                    yield encode(_text(line), event, key_field)
+                    row = encode(_text(line), event, key_field)
+                    if row.doubt:
+                        doubtful += 1
+                        doubt = doubt or f"{file}, line {number}: {row.doubt}"
+                    yield row
                 except InvalidEvent as error:
                     bad += 1
                     sentence = f"{file}, line {number}: {error.reason}" + (
@@ -75,6 +79,9 @@ def publish_lines(
         progress.update(task, events=published, completed=size)
     if bad > MOST_TOLD:
         say.print(f"and {bad - MOST_TOLD} more bad lines")
+    if doubtful:
+        more = f" (and {doubtful - 1:,} more lines like it)" if doubtful > 1 else ""
+        say.print(f"{doubt}{more}", markup=False)
     say.print(f"published {published:,} events to {topic}" + (f"; {bad:,} bad lines were left out" if bad else ""))
     return bad == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -86,4 +87,12 @@ def _failure(where: str, error: BaseException) -> BaseException:
         return ProgramError(f"{place}: {error}")
     if isinstance(error, ModuleNotFoundError):
         return ProgramError(f"{place}: there is no module {error.name!r}; install it or check the name")
-    return ProgramError(f"{place}: {type(error).__name__}: {error}")
+    return ProgramError(f"{place}: {type(error).__name__}: {error}{_meant(error)}")
+
+
+def _meant(error: BaseException) -> str:
+    """The name that was meant, as Python itself tells it in a traceback."""
+    if not isinstance(error, AttributeError) or error.obj is None or not error.name:
+        return ""
+    near = difflib.get_close_matches(error.name, [n for n in dir(error.obj) if not n.startswith("_")], n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""

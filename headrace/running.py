@@ -12,6 +12,8 @@ from headrace.streams.address import Address, parse_address
 
 BROKER = "HEADRACE_BROKER"
 HOME = "HEADRACE_HOME"
+STARTING = "starting.json"
+"""Beside current.json: the stack that has begun to start last. Others must not take it for one that runs."""
 
 
 class TopicNote(msgspec.Struct, frozen=True):
@@ -100,6 +102,12 @@ def find_broker(given: str | None = None) -> Address:
         return parse_address(named)
     running = current()
     if running is None:
+        starting = read(home() / STARTING)
+        if starting is not None:
+            raise NoBroker(
+                f"the local stack of {starting.app} is starting (process {starting.pid}; the first start compiles, and "
+                f"takes half a minute): try again once it says that it runs"
+            )
         raise NoBroker(
             f"no local stack runs from this folder ({home()}) and no broker is named: start one with "
             f"`headrace run pipeline.py`, or set {BROKER}=kafka://host:port"

@@ -123,7 +123,7 @@ class Stack:
             supervisor, self._supervisor = self._supervisor, None
             await supervisor.stop()
         if self._lock is not None:
-            for file in (self.data / "stack.json", running.home() / "current.json"):
+            for file in (self.data / "stack.json", running.home() / "current.json", running.home() / running.STARTING):
                 found = running.read(file)
                 if found is not None and found.pid == os.getpid() and found.data == str(self.data):
                     file.unlink(missing_ok=True)
@@ -132,6 +132,7 @@ class Stack:
 
     async def _start(self) -> None:
         self._lock = await _lock(self.data)
+        running.write(self._note(""), running.home() / running.STARTING)
         self._supervisor = Supervisor(self.data / "logs", shared=[self._lock], tell=self._told)
         if self._given is not None:
             self._broker = self._given
@@ -189,16 +190,20 @@ class Stack:
             self._write()  # a child that is back has another pid
 
     def _write(self) -> None:
+        running.write(self._note(str(self.broker)), self.data / "stack.json", running.home() / "current.json")
+        (running.home() / running.STARTING).unlink(missing_ok=True)
+
+    def _note(self, broker: str) -> Running:
         notes = [
             TopicNote(t.name, t.kind, t.partitions, t.event.contract.key if t.event else None)
             for t in self.app.topics()
         ]
-        found = Running(
+        return Running(
             app=self.app.name,
             pid=os.getpid(),
             born=running.birth(os.getpid()) or "",
             program=str(Path(self.program).absolute()) if Path(self.program).exists() else self.program,
-            broker=str(self.broker),
+            broker=broker,
             gateway=self._gateway,
             data=str(self.data),
             started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -206,7 +211,6 @@ class Stack:
             processes=self.pids,
             metrics={**self._metrics, "gateway": f"{self._gateway}/metrics"},
         )
-        running.write(found, self.data / "stack.json", running.home() / "current.json")
 
 
 @contextlib.asynccontextmanager

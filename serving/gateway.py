@@ -97,15 +97,15 @@ class Gateway:
             except LogUnavailable:
                 await asyncio.sleep(CONNECT_AGAIN)
 
-    def topic(self, name: str) -> Topic:
+    def topic(self, name: str, publishing: bool = False) -> Topic:
         """Raises Refused (404) with the near names."""
         if name not in self.topics:
-            raise Refused(404, str(unknown_topic(name, self.topics)))
+            raise Refused(404, str(unknown_topic(name, self.topics, publishing=publishing)))
         return self.topics[name]
 
     def event_topic(self, name: str) -> Topic:
         """Raises Refused (405) where the topic is one that the program writes."""
-        topic = self.topic(name)
+        topic = self.topic(name, publishing=True)
         if topic.event is None:
             events = ", ".join(t.name for t in self.settings.topics if t.event) or "none"
             raise Refused(
@@ -115,7 +115,7 @@ class Gateway:
             )
         return topic
 
-    async def publish(self, topic: Topic, request: Request) -> list[dict[str, int]]:
+    async def publish(self, topic: Topic, request: Request) -> dict[str, Any]:
         if self.posts >= MAX_POSTS:
             raise Refused(503, f"{MAX_POSTS} requests are publishing already: try again", headers=RETRY_AFTER)
         self.posts += 1
@@ -136,7 +136,10 @@ class Gateway:
             self.gauges.posts.set(self.posts)
         self.gauges.published.labels(topic.name).inc(len(receipts))
         self.gauges.publish_seconds.observe(time.perf_counter() - begun)
-        return [{"partition": r.partition, "offset": r.offset} for r in receipts]
+        doubts = [row.doubt for row in rows if row.doubt]
+        places = [{"partition": r.partition, "offset": r.offset} for r in receipts]
+        told = {"published": len(receipts), "receipts": places}
+        return {**told, "warning": doubts[0], "doubtful": len(doubts)} if doubts else told
 
     async def subscribe(self, name: str, start: Start) -> Feed:
         """A feed that has its place; `release` gives it back."""
@@ -233,8 +236,7 @@ def _add_topics(app: FastAPI, gateway: Gateway) -> None:
     async def publish(topic: str, request: Request) -> dict[str, Any]:
         """All or nothing: every event is checked first, and where one breaks its contract none is published.
         The answer comes when the log has them safe, with a receipt for each in the order given."""
-        receipts = await gateway.publish(gateway.event_topic(topic), request)
-        return {"published": len(receipts), "receipts": receipts}
+        return await gateway.publish(gateway.event_topic(topic), request)
 
     events: dict[int | str, dict[str, Any]] = {
         200: {"content": {"text/event-stream": {}}, "description": "the records, as they come"}

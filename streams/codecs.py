@@ -84,7 +84,7 @@ class MsgspecCodec:
             _check(field, getattr(event, field.name))
         self._check_key(event, None)
         time = getattr(event, self._event.contract.time)
-        _check_time(self._event.contract.time, _micros(time))
+        _check_time(self._event.contract.time, _micros(time), whole=isinstance(time, int))
         return event
 
     def decode(
@@ -103,8 +103,9 @@ class MsgspecCodec:
                     if field.kind in _CHECKED:
                         _check(field, getattr(event, field.name))
                 self._check_key(event, keys[i])
-                time = _micros(getattr(event, time_field))
-                _check_time(time_field, time, int(published[i]) + ahead)
+                said = getattr(event, time_field)
+                time = _micros(said)
+                _check_time(time_field, time, int(published[i]) + ahead, isinstance(said, int))
             except InvalidEvent as error:
                 refused.append((i, error))
                 continue
@@ -122,11 +123,20 @@ class MsgspecCodec:
         try:
             return self._decode(value)
         except msgspec.ValidationError as error:
-            raise _invalid(str(error)) from None
+            found = _invalid(str(error))
+            if not found.field and found.reason.startswith(NO_OBJECT):
+                raise InvalidEvent(found.reason + self._shape) from None
+            raise found from None
         except UnicodeDecodeError as error:
             raise InvalidEvent(f"the value is not UTF-8: {error.reason} at byte {error.start}") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            raise InvalidEvent(str(error)) from None
+            raise InvalidEvent(f"the value is no {_NAMES[self._event.contract.codec]} ({error}){self._shape}") from None
+
+    @property
+    def _shape(self) -> str:
+        """What a value should look like, for those who sent something else altogether."""
+        json = self._event.contract.codec == "json"
+        return f": {SHAPE}" if json else ""
 
     def _check_key(self, event: Event, key: bytes | None) -> None:
         name = self._event.contract.key
@@ -136,6 +146,13 @@ class MsgspecCodec:
         if key is not None and key != str(value).encode():
             raise InvalidEvent(f"the record's key {key[:80]!r} is not its field {name}={value!r}", name)
 
+
+_NAMES = {"json": "JSON", "msgpack": "MessagePack"}
+
+SHAPE = "an event is one JSON object, in a file one a line (NDJSON)"
+
+NO_OBJECT = "Expected `object`, got"
+"""How msgspec begins where a value is an array or a number, and not an event at all."""
 
 _CHECKED = frozenset({"int", "float", "time", "object"})
 
@@ -171,7 +188,8 @@ def _check(field: Field, value: Any) -> None:
         return
     if isinstance(value, int):
         if not -MAX_INTEGER <= value <= MAX_INTEGER:
-            raise InvalidEvent(f"{value} is beyond 2^53; send it as text", field.name)
+            mend = "send it as text" if field.kind == "object" else f"to take it, declare {field.name} as str"
+            raise InvalidEvent(f"{value} is beyond 2^53, where numbers lose digits; {mend}", field.name)
     elif isinstance(value, float):
         if not -1.8e308 < value < 1.8e308:
             raise InvalidEvent(f"{value} is not a finite number", field.name)
@@ -193,11 +211,32 @@ def _micros(time: datetime | int) -> int:
     return time * 1000 if isinstance(time, int) else micros(time)
 
 
-def _check_time(name: str, time: int, newest: int = NEWEST) -> None:
+_UNIT = " (an integer is taken for milliseconds)"
+SECONDS = range(300_000_000, 4_102_444_800)
+"""Integers that as seconds lie between 1979 and 2100, and as milliseconds in the first seven weeks of 1970, where
+hardly an event has ever been."""
+
+
+def doubt(event: Event) -> str:
+    """What may be wrong with an event that is valid; empty where nothing is."""
+    name = type(event).contract.time
+    time = getattr(event, name)
+    if isinstance(time, int) and time in SECONDS:
+        return (
+            f"{name}={time} looks like seconds, and an integer event time is milliseconds: it is taken for "
+            f"{_iso(time * 1000)}"
+        )
+    return ""
+
+
+def _check_time(name: str, time: int, newest: int = NEWEST, whole: bool = False) -> None:
     if time < OLDEST:
         raise InvalidEvent(f"the event time {_iso(time)} is before 1970", name)
     if time > min(newest, NEWEST):
-        raise InvalidEvent(f"the event time {_iso(time)} lies too far ahead of when it was published", name)
+        # Microseconds and nanoseconds land in the far future; a datetime says its unit.
+        raise InvalidEvent(
+            f"the event time {_iso(time)} lies too far ahead of when it was published{_UNIT if whole else ''}", name
+        )
 
 
 def _iso(time: int) -> str:

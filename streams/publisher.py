@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.partitioner import murmur2
 from headrace.streams.address import Address
-from headrace.streams.codecs import MAX_EVENT_BYTES, Codec, codec, key_of
+from headrace.streams.codecs import MAX_EVENT_BYTES, SHAPE, Codec, codec, doubt, key_of
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.topics import unknown_topic
@@ -34,10 +34,11 @@ LONE = 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record to be written."""
+    """A record to be written. doubt: what may be wrong with it although it breaks no contract; see `codecs.doubt`."""
 
     key: bytes | None
     value: bytes
+    doubt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def encode(item: Publishable, event: type[Event] | None = None, key: str | None 
             )
     if event is not None:
         value = _written(item, event)
-        return Row(key_of(codec_of(event).decode_one(value)), value)
+        made = codec_of(event).decode_one(value)
+        return Row(key_of(made), value, doubt(made))
     value = item if isinstance(item, bytes) else _json(item)
     if len(value) > MAX_EVENT_BYTES:
         raise InvalidEvent(f"the value has {len(value):,} bytes; at most {MAX_EVENT_BYTES:,} are taken")
@@ -76,8 +78,10 @@ def encode(item: Publishable, event: type[Event] | None = None, key: str | None 
     try:
         found = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"the value is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get(key) is None:
+        raise InvalidEvent(f"the value is no JSON ({error}): {SHAPE}") from None
+    if not isinstance(found, dict):
+        raise InvalidEvent(f"the value is no JSON object: {SHAPE}")
+    if found.get(key) is None:
         raise InvalidEvent(f"the value lacks the key field {key}", key)
     return Row(str(found[key]).encode(), value)
 
@@ -171,7 +175,7 @@ class Publisher:
     async def check(self, topic: str) -> None:
         """Raises UnknownTopic, with the near names, where the log has no such topic."""
         if topic not in self._known and topic not in await self.topics():
-            raise unknown_topic(topic, self._known)
+            raise unknown_topic(topic, self._known, publishing=True)
 
     async def send(self, topic: str, rows: Sequence[Row]) -> list[Receipt]:
         """Write the rows in order (per partition), and wait until they are safe.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from headrace.streams.errors import UnknownTopic
+from headrace.streams.workers import WORKERS
 
 if TYPE_CHECKING:
     from headrace.streams.event import Event
@@ -56,9 +58,18 @@ NEAR_NAMES = 3
 """More suggestions than this read as noise."""
 
 
-def unknown_topic(name: str, known: Iterable[str]) -> UnknownTopic:
-    """The error for a name that is no topic, with the names it may have been meant to be."""
+OURS = re.compile(r"(features|predictions|outcomes|metrics|drift)\..*|.*\.(late|rejected|changelog|hurries)|__.*")
+"""What a program writes, and nobody publishes to: told by its name, where only names are known."""
+
+
+def unknown_topic(name: str, known: Iterable[str], *, publishing: bool = False) -> UnknownTopic:
+    """The error for a name that is no topic, with the names it may have been meant to be.
+
+    publishing: to a topic that a program writes nobody means to publish
+    """
     names = sorted(set(known))
+    if publishing:
+        names = [n for n in names if not OURS.fullmatch(n) and n not in ("registry", WORKERS)] or names
     near = difflib.get_close_matches(name, names, n=NEAR_NAMES, cutoff=0.5)
     near += [n for n in names if name and name in n and n not in near][: NEAR_NAMES - len(near)]
     if near:

@@ -12,6 +12,7 @@ from headrace.streams.address import Address
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError, UnknownTopic
 from headrace.streams.event import Event
 from headrace.streams.publisher import Row, encode, partition_of
+from headrace.streams.topics import Topic, unknown_topic
 
 import headrace.client
 from headrace.client import Published, connect
@@ -50,6 +51,54 @@ def test_an_unknown_topic_is_told_with_near_names(broker: Address) -> None:
         for action in (lambda n: connection.publish(n, b"{}"), lambda n: connection.subscribe(n)):
             with pytest.raises(UnknownTopic, match=f"did you mean .*{topic.name}"):
                 action(topic.name + "s")
+
+
+NAMES = ("orders", "orders.late", "orders.rejected", "returns", "workers", "shop.orders.changelog")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("order", "did you mean orders or returns?"),
+        ("orders.lat", "did you mean orders?"),
+        ("payments", "there are orders, returns"),
+    ],
+)
+def test_who_publishes_is_told_of_topics_that_one_publishes_to(name: str, told: str) -> None:
+    assert str(unknown_topic(name, NAMES, publishing=True)).endswith(told)
+
+
+def test_who_reads_is_told_of_every_topic() -> None:
+    assert "orders.late" in str(unknown_topic("orders.lat", NAMES))
+
+
+class Tick(Event, topic="ticks", key="name", time="at"):
+    name: str
+    at: int
+
+
+@pytest.mark.parametrize(
+    ("at", "doubtful"),
+    [(1_700_000_000, True), (300_000_000, True), (1_700_000_000_000, False), (0, False), (86_400_000, False)],
+)
+def test_an_integer_time_that_looks_like_seconds_is_doubted_and_taken(at: int, doubtful: bool) -> None:
+    row = encode({"name": "a", "at": at}, Tick)
+    assert (f"at={at} looks like seconds, and an integer event time is milliseconds" in row.doubt) is doubtful
+    assert encode(Tick(name="a", at=at)) == row
+
+
+def test_times_in_smaller_units_are_refused_with_the_unit_that_is_taken() -> None:
+    with pytest.raises(InvalidEvent, match=r"too far ahead.* \(an integer is taken for milliseconds\)"):
+        encode({"name": "a", "at": 1_700_000_000_000_000}, Tick)
+
+
+def test_a_doubt_is_a_warning_once_for_a_topic(broker: Address) -> None:
+    topic = fresh(broker, Topic("ticks", "event", 1, Tick))
+    with connect(str(broker)) as connection:
+        with pytest.warns(UserWarning, match="looks like seconds") as warned:
+            connection.publish(topic.name, (Tick(name="a", at=1_700_000_000) for _ in range(5)))
+        assert len(warned) == 1
+        assert connection.publish(topic.name, Tick(name="a", at=1_700_000_000)).offset == 5
 
 
 def test_many_events_are_published_in_the_order_of_their_keys(broker: Address) -> None:

@@ -15,6 +15,7 @@ import pytest
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import encode
+from headrace.streams.topics import Topic
 
 from tests import crew, shop
 from tests.scene import ROOT, fresh, order, order_line, write
@@ -54,6 +55,27 @@ def test_strict_stops_at_the_first_bad_line(broker: Address, tmp_path: Path) -> 
     done = headrace("publish", topic.name, "-", *options, stdin=b'{"customer":1}\n{}\n')
     assert done.returncode == 1
     assert done.stderr.decode() == "headrace: -, line 2: the value lacks the key field customer (field customer)\n"
+
+
+def test_lines_whose_times_look_like_seconds_are_published_and_told_of_once(broker: Address, tmp_path: Path) -> None:
+    program = tmp_path / "ticks.py"
+    program.write_text(
+        "import headrace as hr\n"
+        "class Tick(hr.Event, topic='ticks', key='name', time='at'):\n    name: str\n    at: int\n"
+        "class Count(hr.Features, of=Tick, by='name'):\n    n = hr.count('1h')\n"
+        "app = hr.App('ticking', features=[Count])\n"
+    )
+    asyncio.run(ensure_topics(broker, [Topic("ticks", "event", 1)]))
+    rows = b'{"name": "a", "at": 1700000000}\n' * 3 + b'{"name": "a", "at": 1700000000000}\n[1]\n{"name"\n'
+    done = headrace("publish", "ticks", "-", "--broker", str(broker), "--program", str(program), stdin=rows)
+    told = done.stderr.decode().splitlines()
+    assert told[0].startswith("-, line 5: Expected `object`, got `array`: an event is one JSON object, in a file one a")
+    assert told[1].endswith("an event is one JSON object, in a file one a line (NDJSON)")
+    assert told[2] == (
+        "-, line 1: at=1700000000 looks like seconds, and an integer event time is milliseconds: it is taken for "
+        "1970-01-20T16:13:20+00:00 (and 2 more lines like it)"
+    )
+    assert told[3] == "published 4 events to ticks; 2 bad lines were left out"
 
 
 def test_records_are_printed_as_ndjson_in_a_pipe(broker: Address) -> None:
@@ -112,7 +134,9 @@ def test_topics_and_status_are_ndjson_in_a_pipe(broker: Address) -> None:
 
 def test_status_tells_of_the_workers_and_their_tasks(broker: Address) -> None:
     restoring = crew.task(1, state="restoring", restored=1, to_restore=4)
-    crew.tell(broker, crew.worker(1, crew.task(0, lag=7)), crew.worker(2, restoring), crew.worker(3, ago=60))
+    # Told ahead of time: the command takes seconds to start where others compute.
+    crew.tell(broker, crew.worker(1, crew.task(0, lag=7), ago=-60), crew.worker(2, restoring, ago=-60))
+    crew.tell(broker, crew.worker(3, ago=60))
     told = lines(headrace("status", "--broker", str(broker)).stdout)
     workers = {w["worker"]: w for w in told if w["report"] == "workers"}
     tasks = {(t["processor"], t["partition"]): t for t in told if t["report"] == "tasks"}

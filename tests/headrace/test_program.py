@@ -48,6 +48,11 @@ def test_one_of_several_applications_can_be_named(tmp_path: Path) -> None:
     [
         ("x = (\n", r"bad\.py, line 1: '\(' was never closed"),
         ("a = 1\nb = a.c\n", r"bad\.py, line 2: AttributeError: 'int' object has no attribute 'c'"),
+        (
+            "import headrace as hr\nhr.drift.KSWN('log_loss')\n",
+            r"bad\.py, line 2: AttributeError: .* has no attribute 'KSWN'\. Did you mean 'KSWIN'\?",
+        ),
+        ("import headrace as hr\nhr.countt('1h')\n", r"Did you mean 'count'\?"),
         ("import nothing_of_that_name\n", r"bad\.py, line 1: there is no module 'nothing_of_that_name'"),
         ("x = 1\n", r"bad\.py declares no application: add app = hr\.App"),
         ("raise SystemExit(3)\n", r"bad\.py, line 1: SystemExit: 3"),

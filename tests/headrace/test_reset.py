@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,14 @@ from headrace.verify import verify
 from headrace.worker import SystemClock
 from tests import crew
 from tests.headrace import returning
+from tests.headrace.returning import ORDERS, events
 from tests.headrace.test_command import headrace
 from tests.scene import broker_process
 from tests.stack.kafka import kafka
 
-T0 = datetime(2010, 1, 1, tzinfo=UTC)
-ORDERS = 240
 DERIVED = ("features.Customer", "predictions.returns", "orders.rejected", "features.Hourly")
 PROGRAM = Path(returning.__file__)
 app = returning.app
-
-
-def events(topic: str) -> list[dict[str, Any]]:
-    """Orders a minute apart by eleven customers, a tenth of them wrong; some are taken back ten minutes later."""
-    made = []
-    for n in range(ORDERS):
-        at, customer = T0 + timedelta(minutes=n), f"c{n * 7 % 11}"
-        if topic == "orders":
-            made.append({"customer": customer, "quantity": "many" if n % 10 == 9 else n % 5 + 1, "at": at.isoformat()})
-        elif n % 7 == 0 and n % 10 != 9:
-            made.append({"customer": customer, "quantity": 1, "at": (at + timedelta(minutes=10)).isoformat()})
-    return made
 
 
 async def publish(address: Address) -> None:

@@ -69,3 +69,12 @@ def test_an_address_that_is_none_is_told(text: str) -> None:
 
 def test_an_address_of_version_six_is_read() -> None:
     assert find_broker("kafka://[::1]:9092").bootstrap == "[::1]:9092"
+
+
+def test_a_stack_that_is_starting_is_told_as_such_and_is_no_broker_yet(home: Path) -> None:
+    running.write(stack(os.getpid(), running.birth(os.getpid())), home / running.STARTING)
+    with pytest.raises(NoBroker, match=rf"the local stack of shop is starting \(process {os.getpid()};.* try again"):
+        find_broker()
+    running.write(stack(os.getpid(), "12345"), home / running.STARTING)
+    with pytest.raises(NoBroker, match="no local stack runs from this folder"):
+        find_broker()

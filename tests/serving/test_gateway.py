@@ -13,6 +13,7 @@ from headrace.serving import gateway as gateways
 from headrace.serving.gateway import Settings
 from headrace.serving.intake import MAX_BODY, MAX_EVENTS
 from headrace.streams.address import Address
+from headrace.streams.event import Event
 from headrace.streams.subscription import Message, Subscription
 from headrace.streams.topics import Topic
 
@@ -131,6 +132,23 @@ def test_an_unknown_topic_is_told_with_near_names(client: httpx.Client, orders: 
     answer = client.post(f"/topics/{orders.name.replace('e', '')}", json=order())
     assert answer.status_code == 404
     assert f"did you mean {orders.name}" in answer.json()["reason"]
+
+
+def test_a_doubt_is_told_beside_the_receipts(broker: Address) -> None:
+    class Tick(Event, topic="ticks", key="name", time="at"):
+        name: str
+        at: int
+
+    from tests.scene import eventually, fresh
+
+    topic = fresh(broker, Topic("ticks", "event", 1, Tick))
+    settings = Settings("shop", broker, (topic,), port=free_port())
+    with gateway_thread(settings) as app, httpx.Client(base_url=url_of(settings), trust_env=False) as client:
+        eventually(lambda: bool(app.state.gateway.connected))
+        body = lines({"name": "a", "at": 1_700_000_000}, {"name": "a", "at": 1_700_000_000_000})
+        told = client.post(f"/topics/{topic.name}", content=body, headers=NDJSON).json()
+    assert (told["published"], told["doubtful"]) == (2, 1)
+    assert "at=1700000000 looks like seconds" in told["warning"]
 
 
 def test_a_topic_that_the_program_writes_takes_no_events(client: httpx.Client, settings: Settings) -> None:

@@ -86,9 +86,18 @@ def test_versions_are_followed_in_the_order_of_the_registry_and_other_models_ign
     assert one.version.name == "returns@200"
     one.follow(registry(third, key=b"others"))
     assert one.version.name == "returns@200"
-    one.follow(registry(None))
+    one.follow(registry(None, key=b"others"))
     assert one.version.name == "returns@200"
     one.follow(registry(third))
+    assert one.version.name == "returns@300"
+
+
+def test_after_a_reset_took_the_versions_back_it_scores_as_before_the_first() -> None:
+    one = scorer()
+    first, second, third = published()
+    one.follow(registry(first, second, None))
+    assert (one.version.name, one.version.estimator) == ("returns@0", None)
+    one.follow(registry(None, third))
     assert one.version.name == "returns@300"
 
 
