@@ -25,6 +25,8 @@ SHOWN = {
     "tasks": ("task", "state", "worker", "lag", "rows", "commits", "aborts", "fenced", "watermark"),
 }
 """What a terminal has room for; a pipe gets everything."""
+COLOURS = {"gone": "red", "unowned": "bold red", "restoring": "cyan", "starting": "dim", "stopping": "dim"}
+"""Of the rows whose state is not the usual one."""
 
 
 def print_topics(broker: str | None) -> None:
@@ -152,7 +154,8 @@ def _print(what: str, rows: Sequence[Mapping[str, Cell]]) -> None:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         table.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*cells(row).values())
+        state = str(row.get("state") or "").partition(" ")[0].rstrip(",")
+        table.add_row(*cells(row).values(), style=COLOURS.get(state))
     Console().print(table)
     Console().print()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -17,7 +18,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from headrace.streams.address import Address, parse_address
+from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import Row
+from headrace.streams.topics import Topic
 from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, sync_playwright
 
 from headrace import running
@@ -75,6 +78,11 @@ class Shop:
         """Write a row past the gateway. In a thread: Playwright has this one's event loop."""
         with ThreadPoolExecutor() as pool:
             pool.submit(write, self.broker, topic, [row]).result()
+
+    def make(self, topic: Topic) -> None:
+        """A topic, where it is missing."""
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: asyncio.run(ensure_topics(self.broker, [topic]))).result()
 
     def kill(self, name: str) -> None:
         """Kill a process of the stack; the stack starts it again."""

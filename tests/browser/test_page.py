@@ -8,12 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
+import msgspec
 import pytest
 from headrace.streams.publisher import Row
+from headrace.streams.topics import Topic
+from headrace.streams.workers import WORKERS, TaskStatus, WorkerStatus
 from playwright.sync_api import Locator, Page, expect
 
 from headrace.program import load
@@ -81,6 +85,30 @@ def test_what_is_rejected_is_seen_with_its_reason(live: Page, shop: Shop) -> Non
     expect(refused.get_by_text("the key field customer is empty").first).to_be_visible()
     shop.write("orders", Row(b"7", b'{"invoice": "1", "customer": "7", "quantity": "<b>many</b>"}'))
     expect(refused.locator(".refusal").first).to_contain_text(re.compile(r"orders rejected.*Expected `int`, got `str`"))
+
+
+def told(number: int, partitions: Sequence[TaskStatus], ago: float = 0.0) -> Row:
+    """What a worker would tell of itself."""
+    at = int((time.time() - ago) * 1000)
+    status = WorkerStatus(
+        worker=f"w{number}", app="returns", host="elsewhere", pid=number, started=number, time=at, state="running",
+        generation=1_000_000, tasks=tuple(partitions),
+    )  # fmt: skip
+    return Row(status.worker.encode(), msgspec.json.encode(status))
+
+
+def test_workers_are_seen_with_their_tasks_and_how_far_a_restore_is(live: Page, shop: Shop) -> None:
+    """Another worker tells that it has taken a task over: a later generation is believed."""
+    workers = section(live, "workers")
+    shop.make(Topic(WORKERS, "registry", 1, None, {"cleanup.policy": "compact"}))
+    restoring = TaskStatus(stage="orders", partition=0, state="restoring", restored=45, to_restore=100)
+    shop.write(WORKERS, told(77, [restoring]))
+    expect(workers.locator(".cell.restoring")).to_contain_text("45%")
+    expect(workers.locator(".chip", has_text="elsewhere:77")).to_contain_text("1 task")
+    shop.write(WORKERS, told(77, [TaskStatus(stage="orders", partition=0, state="running", commits=1234)]))
+    expect(workers.locator(".chip", has_text="elsewhere:77")).to_contain_text("1,234 commits")
+    # It says nothing more: it is gone, and so it is told.
+    expect(workers.locator(".chip.gone", has_text="elsewhere:77")).to_contain_text("silent for", timeout=30_000)
 
 
 def test_markup_in_an_event_is_shown_as_text(live: Page, shop: Shop) -> None:

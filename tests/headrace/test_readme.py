@@ -50,7 +50,7 @@ def test_its_commands_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, f"{page} names make {target}"
-    for name, rest in re.findall(r"(?:^|`|bin/)headrace ([a-z]+)([^`\n#]*)", text, re.MULTILINE):
+    for name, rest in re.findall(r"(?:^|`|bin/)headrace ([a-z][a-z-]*)([^`\n#]*)", text, re.MULTILINE):
         helped = CliRunner().invoke(command, [name, "--help"])
         assert helped.exit_code == 0, f"{page} names headrace {name}"
         for option in re.findall(r"--[a-z-]+", rest):

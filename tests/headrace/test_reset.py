@@ -144,6 +144,19 @@ def test_the_next_start_computes_the_same_again_from_the_events_that_stayed(fold
         assert different(address) == []
 
 
+def test_the_state_of_a_stack_that_is_down_is_exported_to_a_file(ran: Path, tmp_path: Path) -> None:
+    out = tmp_path / "customers.ndjson"
+    asked = ("--set", "Customer", "--out", str(out))
+    done = headrace("export-state", str(PROGRAM), "--data", str(ran), *asked)
+    assert done.returncode == 0, done.stderr.decode()
+    rows = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert done.stderr.decode() == f"{len(rows)} rows of shop are in {out}\n"
+    entities = {row["entity"]["customer"] for row in rows if row["kind"] == "Customer"}
+    assert entities == {f"c{n}" for n in range(11)}
+    assert sum(row["features"]["lines"] for row in rows if row["kind"] == "Customer") == ORDERS * 9 // 10
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
 def different(address: Address) -> list[str]:
     async def main() -> list[str]:
         log = KafkaLog(address.bootstrap)
