@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams.errors import ProgramChanged
+from headrace.streams.errors import LogUnavailable, ProgramChanged
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 from headrace.streams.publisher import Publisher, encode
@@ -22,9 +23,10 @@ from headrace.streams.runner import Runner
 from headrace.streams.store import MemoryStore, Store
 from headrace.streams.task import MARK
 
-from headrace import plan, reset
-from headrace.errors import ResetError
+from headrace import plan, reset, running
+from headrace.errors import NoBroker, ResetError
 from headrace.reset import Doom, survey
+from headrace.running import Running
 from headrace.state import records
 from headrace.verify import verify
 from headrace.worker import SystemClock
@@ -37,6 +39,7 @@ from tests.stack.kafka import kafka
 
 DERIVED = ("features.Customer", "predictions.returns", "orders.rejected", "features.Hourly")
 PROGRAM = Path(returning.__file__)
+Held = dict[str, list[tuple[object, ...]]]
 app = returning.app
 
 
@@ -60,24 +63,27 @@ async def work(address: Address, stores: dict[tuple[str, int], Store] | None = N
                 stores[stage.name, number] = store
             task, follows = stage.build(number, store)
             runners.append(Runner(task, log, SystemClock(), stage.group, follows, idle_after=0.02))
+
+    async def end(runner: Runner) -> None:
+        quiet = 0
+        while quiet < 4:
+            quiet = 0 if await runner.step() else quiet + 1
+
     try:
-        for runner in runners:
-            await runner.start()
+        await asyncio.gather(*(runner.start() for runner in runners))
         # Upstream first; what is learnt comes once all orders are taken.
-        for runner in runners:
-            quiet = 0
-            while quiet < 4:
-                quiet = 0 if await runner.step() else quiet + 1
+        await asyncio.gather(*(end(runner) for runner in runners[:-1]))
+        await end(runners[-1])
     finally:
         for runner in runners:
             await runner.close()
         await log.close()
 
 
-async def held(address: Address, topics: Sequence[str] = DERIVED) -> dict[str, list[tuple[object, ...]]]:
+async def held(address: Address, topics: Sequence[str] = DERIVED) -> Held:
     """Every record of these topics, without what depends on the time of the day."""
     log = KafkaLog(address.bootstrap)
-    found: dict[str, list[tuple[object, ...]]] = {}
+    found: Held = {}
     partitions = {t.name: t.partitions for t in app.topics()}
     for topic in topics:
         rows = found[topic] = []
@@ -94,16 +100,22 @@ async def held(address: Address, topics: Sequence[str] = DERIVED) -> dict[str, l
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a stack that ran the program to its end, and is down."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Held, Held]:
+    """The folder of a stack that ran the program to its end, and is down; what its sources and derived topics held."""
     folder = tmp_path_factory.mktemp("ran") / "shop"
     folder.mkdir()
     with broker_process(folder / "broker") as address:
         asyncio.run(publish(address))
         asyncio.run(work(address))
+        sources, derived = asyncio.run(held(address, ("orders", "returns"))), asyncio.run(held(address))
     (folder / "state" / "orders-0").mkdir(parents=True)
     (folder / "workers" / "0" / "state").mkdir(parents=True)
-    return folder
+    return folder, sources, derived
+
+
+@pytest.fixture
+def ran(whole: tuple[Path, Held, Held]) -> Path:
+    return whole[0]
 
 
 @pytest.fixture
@@ -119,10 +131,10 @@ def up(folder: Path) -> Iterator[Address]:
         yield address
 
 
-def test_the_next_start_computes_the_same_again_from_the_events_that_stayed(folder: Path) -> None:
-    with up(folder) as address:
-        before = asyncio.run(held(address))
-        sources = asyncio.run(held(address, ("orders", "returns")))
+def test_the_next_start_computes_the_same_again_from_the_events_that_stayed(
+    folder: Path, whole: tuple[Path, Held, Held]
+) -> None:
+    _, sources, before = whole
     assert len(before["predictions.returns"]) == ORDERS * 9 // 10
     done = headrace("reset", str(PROGRAM), "--data", str(folder), "--yes")
     told = done.stderr.decode()
@@ -241,22 +253,23 @@ def test_a_processor_that_the_program_no_longer_has_is_emptied_too(folder: Path)
         assert "bank.orders.changelog" not in {p.topic for p in doom.changelogs}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((), "nobody can answer here: give --yes"),
-        (("--broker", "127.0.0.1:1", "--yes"), "no broker answers at kafka://127.0.0.1:1"),
-        (("--data", "nowhere", "--yes"), "and no broker is named: give --broker (or HEADRACE_BROKER)"),
-    ],
-)
-def test_what_stands_in_its_way_is_told_and_nothing_is_changed(
-    folder: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
-) -> None:
-    place = () if "--data" in arguments or "--broker" in arguments else ("--data", str(folder))
-    done = headrace("reset", str(PROGRAM), *place, *arguments, home=tmp_path / "home")
-    assert done.returncode == 1
-    assert told in done.stderr.decode()
-    assert "Traceback" not in done.stderr.decode()
+def begun(folder: Path | None, broker: str | None = None, yes: bool = False) -> None:
+    reset.print_reset(str(PROGRAM), broker, folder, yes, lambda _: None)
+
+
+def test_what_stands_in_its_way_is_told_and_nothing_is_changed(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResetError, match="asks before it destroys anything, and nobody can answer here: give --yes"):
+        begun(folder)
+    with pytest.raises(LogUnavailable, match=r"no broker answers at kafka://127\.0\.0\.1:1"):
+        begun(folder, "127.0.0.1:1", yes=True)
+    with pytest.raises(NoBroker, match=r"no local stack of shop has run in .*nowhere.*give --broker \(or HEAD"):
+        begun(tmp_path / "nowhere", yes=True)
+    running.write(
+        Running("shop", os.getpid(), running.birth(os.getpid()) or "", "", "", "http://here", str(folder), ""),
+        folder / "stack.json",
+    )
+    with pytest.raises(ResetError, match=rf"shop runs \(process {os.getpid()}, http://here\): stop it with Ctrl-C"):
+        begun(folder, yes=True)
     assert (folder / "state").exists()
 
 
