@@ -240,7 +240,7 @@ async def broker_alone(data: Path) -> AsyncIterator[Address]:
     """The broker of a stack that is down, without its worker and gateway. Raises StackError where the stack is up."""
     lock = await _lock(data)
     supervisor = Supervisor(data / "logs", shared=[lock])
-    # Not the usual port: whoever publishes there by habit would find it, and write into a log that is being put in order.
+    # Not the usual port: whoever publishes there by habit would write into a log that is being put in order.
     address = Address("127.0.0.1", choose_port("127.0.0.1", None, 0, "--broker-port"))
     try:
         await supervisor.start(_broker_child(data, address))
