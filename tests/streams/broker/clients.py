@@ -18,8 +18,8 @@ from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
 PRODUCE, FETCH, LIST_OFFSETS, DELETE_GROUPS = 0, 1, 2, 42
-# Sessions of tenths of a second, so that tests of silence are short.
-QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10)
+# Sessions of tenths of a second and cleaning at once, so that tests of what time does are short.
+QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10, cleaning_interval_ms=200)
 
 
 class ManualClock:
@@ -113,7 +113,8 @@ class Clients:
     async def topic(self, name: str, partitions: int = 1, **configs: str) -> str:
         """A topic; underscores in the names of its configuration stand for dots."""
         admin = await self.admin()
-        dotted = {key.replace("_", "."): value for key, value in configs.items()}
+        # Cleaning is quick here, and tests write records of old times.
+        dotted = {"retention.ms": "-1"} | {key.replace("_", "."): value for key, value in configs.items()}
         answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dotted)])
         assert answer.topic_errors[0][1] == 0, answer
         await self._ready(name)

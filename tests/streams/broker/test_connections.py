@@ -61,9 +61,9 @@ async def test_requests_of_one_connection_are_answered_in_order(clients: Clients
     assert (await wire.receive(METADATA, 5, third)).brokers
 
 
-async def test_a_client_that_does_not_read_is_not_answered_without_bound(clients: Clients, broker: Broker) -> None:
-    await clients.topic("t")
-    wire = await clients.wire()
+async def test_a_client_that_does_not_read_is_not_answered_without_bound(local: Clients, broker: Broker) -> None:
+    await local.topic("t")
+    wire = await local.wire()
     for _ in range(8):
         await wire.ask(PRODUCE, 9, **produce_fields("t", batch(b"x" * 900_000)))
     wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -82,9 +82,9 @@ async def test_a_refused_batch_without_acknowledgement_closes_its_connection(cli
     assert await wire.closed()
 
 
-async def test_connections_requests_and_bytes_are_counted(clients: Clients, broker: Broker) -> None:
-    await clients.topic("t", 3)
-    wire = await clients.wire()
+async def test_connections_requests_and_bytes_are_counted(local: Clients, broker: Broker) -> None:
+    await local.topic("t", 3)
+    wire = await local.wire()
     await wire.ask(PRODUCE, 9, **produce_fields("t", batch(b"v")))
     told = generate_latest(broker.metrics.registry).decode()
     assert 'headrace_broker_requests_total{api="Produce"} 1.0' in told

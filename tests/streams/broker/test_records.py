@@ -241,7 +241,7 @@ async def test_the_only_epoch_of_leaders_ends_where_the_log_does(clients: Client
     assert answer.topics[0].partitions[0].error_code is ErrorCode.unknown_leader_epoch
 
 
-async def test_readers_far_behind_are_served_from_the_store(clients: Clients, broker: Any) -> None:
+async def test_readers_far_behind_are_served_from_the_store(clients: Clients) -> None:
     await clients.topic("t")
     producer = await clients.producer(max_batch_size=1 << 20, max_request_size=1 << 20)
     for number in range(40):  # more than the tail cache holds
