@@ -1,20 +1,28 @@
 """Records: produce, fetch, look-ups and deletion."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from .batches import LEADER_EPOCH, receive_batch, with_append_time
-from .call import Call
+from .batches import LEADER_EPOCH, receive_batch, transaction_of, with_append_time
+from .call import Call, names
+from .coordinator import Place
 from .errors import Refusal, Unanswerable
 from .log import Append, PartitionLog
 from .messages import Fields, Message, milliseconds, moment
 from .store import Change
 
 _READ_COMMITTED = 1
-_EARLIEST, _LATEST, _GREATEST_TIME = -2, -1, -3
+# Instead of a time, and the first version of ListOffsets that knows it. What lies in tiers is nothing here.
+_EARLIEST, _LATEST, _GREATEST_TIME, _EARLIEST_LOCAL, _LATEST_TIERED = -2, -1, -3, -4, -5
+_SPECIAL_TIMES = {_EARLIEST: 0, _LATEST: 0, _GREATEST_TIME: 7, _EARLIEST_LOCAL: 8, _LATEST_TIERED: 9}
+# From this version of Produce on, a partition belongs to the transaction because one writes to it (KIP-890),
+_IMPLIED_BY_PRODUCE = 12
+# and from this one a client knows that it must abort.
+_KNOWS_ABORTABLE = 11
 _TO_THE_END = -1
 
 
@@ -25,15 +33,16 @@ def produce(call: Call) -> Fields | None:
     """All partitions of a request are written in one change; it is durable when the answer is sent."""
     request = call.request
     change = Change()
-    staged: dict[tuple[str, int], tuple[PartitionLog, Append]] = {}
+    staged: dict[Place, tuple[PartitionLog, Append]] = {}
     responses: list[dict[str, Any]] = []
+    unheld = _enter_transactions(call) if call.version >= _IMPLIED_BY_PRODUCE else {}
     for topic in request.topic_data:
         answers = []
         for partition in topic.partition_data:
             try:
                 if request.acks not in (-1, 0, 1):
                     raise Refusal(ErrorCode.invalid_required_acks, f"acks is -1, 0 or 1, not {request.acks}.")
-                answers.append(_produce_one(call, topic.name, partition, change, staged))
+                answers.append(_produce_one(call, call.topic(topic), partition, change, staged, unheld))
             except Refusal as refusal:
                 answers.append(
                     {
@@ -44,7 +53,7 @@ def produce(call: Call) -> Fields | None:
                         "log_start_offset": -1,
                     }
                 )
-        responses.append({"name": topic.name, "partition_responses": answers})
+        responses.append({**names(topic), "partition_responses": answers})
     if staged:
         call.node.store.commit(change)
         for log, append in staged.values():
@@ -58,12 +67,36 @@ def produce(call: Call) -> Fields | None:
     return None
 
 
+def _enter_transactions(call: Call) -> dict[Place, Refusal]:
+    """Make the partitions of the request part of their producers' transactions; which could not be, and why."""
+    if call.request.transactional_id is None:
+        return {}
+    wanted: dict[tuple[int, int], list[Place]] = defaultdict(list)
+    for topic in call.request.topic_data:
+        for partition in topic.partition_data:
+            owner = transaction_of(partition.records)
+            if owner is None:
+                continue
+            with contextlib.suppress(Refusal):  # what is not there is refused with its batch
+                name = call.topic(topic)
+                call.node.topics.partition(name, partition.index)
+                wanted[owner].append((name, partition.index))
+    unheld: dict[Place, Refusal] = {}
+    for (producer_id, epoch), places in wanted.items():
+        try:
+            call.node.transactions.enter(producer_id, epoch, places, call.node.clock.wall_ms())
+        except Refusal as refusal:
+            unheld |= dict.fromkeys(places, refusal)
+    return unheld
+
+
 def _produce_one(
     call: Call,
     topic_name: str,
     data: Message,
     change: Change,
-    staged: dict[tuple[str, int], tuple[PartitionLog, Append]],
+    staged: dict[Place, tuple[PartitionLog, Append]],
+    unheld: dict[Place, Refusal],
 ) -> dict[str, Any]:
     node = call.node
     place = (topic_name, data.index)
@@ -73,12 +106,19 @@ def _produce_one(
     settings = node.topics.known(topic_name).settings
     batch = receive_batch(data.records, settings.max_message_bytes)
     now_ms = node.clock.wall_ms()
+    if batch.transactional:
+        if call.request.transactional_id is None:
+            raise Refusal(
+                ErrorCode.transactional_id_authorization_failed,
+                "A batch of a transaction comes in a request that names its transactional id.",
+            )
+        if place in unheld:
+            raise unheld[place]
+        node.transactions.check_append(batch, place, knows_abortable=call.version >= _KNOWS_ABORTABLE)
     repeated = log.repeated(batch)
     if repeated is not None:
         base_offset = repeated.base_offset
     else:
-        if batch.transactional:
-            node.transactions.check_append(batch, place)
         if settings.append_time:
             batch = with_append_time(batch, now_ms)
         staged[place] = log, log.stage(batch, change, now_ms)
@@ -124,7 +164,7 @@ async def fetch(call: Call) -> Fields:
 
 def _logs_of(call: Call) -> list[PartitionLog]:
     return [
-        call.node.topics.partition(topic.topic, partition.partition)
+        call.node.topics.partition(call.topic(topic, "topic"), partition.partition)
         for topic in call.request.topics
         for partition in topic.partitions
     ]
@@ -139,14 +179,15 @@ def _fetch_now(call: Call) -> tuple[Fields, bool]:
         partitions = []
         for wanted in topic.partitions:
             try:
-                answer, taken = _fetch_one(call, topic.topic, wanted, left, first=size == 0)
+                name = call.topic(topic, "topic")
+                answer, taken = _fetch_one(call, name, wanted, left, first=size == 0)
                 size += taken
                 left -= taken
             except Refusal as refusal:
                 refused = True
                 answer = _refused_fetch(wanted.partition, refusal)
             partitions.append(answer)
-        responses.append({"topic": topic.topic, "partitions": partitions})
+        responses.append({**names(topic), "partitions": partitions})
     enough = refused or size >= request.min_bytes or not responses
     return {"responses": responses}, enough
 
@@ -211,6 +252,8 @@ def list_offsets(call: Call) -> Fields:
                 _check_epoch(getattr(wanted, "current_leader_epoch", -1))
                 log = call.node.topics.partition(topic.name, wanted.partition_index)
                 upper = log.stable_end if committed_only else log.end
+                if wanted.timestamp < 0 and call.version < _SPECIAL_TIMES.get(wanted.timestamp, call.version + 1):
+                    raise Refusal(ErrorCode.unsupported_version, f"There is no time {wanted.timestamp} to look for.")
                 found = _offset_for(log, wanted.timestamp, upper)
                 if found is not None:
                     fields |= {"offset": found[0], "timestamp": found[1], "leader_epoch": LEADER_EPOCH}
@@ -224,7 +267,9 @@ def list_offsets(call: Call) -> Fields:
 def _offset_for(log: PartitionLog, timestamp: int, upper: int) -> tuple[int, int] | None:
     if timestamp == _LATEST:
         return upper, -1
-    if timestamp == _EARLIEST:
+    if timestamp == _LATEST_TIERED:
+        return None
+    if timestamp in (_EARLIEST, _EARLIEST_LOCAL):
         return log.start, -1
     found = log.find_latest_time() if timestamp == _GREATEST_TIME else log.find_time(timestamp)
     return found if found is not None and found[0] < upper else None

@@ -1,5 +1,6 @@
 """Topics and the cluster: metadata, creation, deletion, configuration."""
 
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,8 @@ from .topics import LIST, SETTINGS, Topic, check_configs, check_name
 _TOPIC, _BROKER = 2, 4
 _FROM_TOPIC, _BY_DEFAULT = 1, 5
 _SET, _DELETE, _APPEND, _SUBTRACT = 0, 1, 2, 3
+# As Kafka's max.request.partition.size.limit.
+_DESCRIBED_PARTITIONS = 2_000
 
 
 # The cluster.
@@ -76,10 +79,69 @@ def _describe(topic: Topic) -> dict[str, Any]:
                 "leader_epoch": LEADER_EPOCH,
                 "replica_nodes": (NODE_ID,),
                 "isr_nodes": (NODE_ID,),
+                # Kafka's clients fail on an answer without them.
+                "eligible_leader_replicas": (),
+                "last_known_elr": (),
             }
             for log in topic.partitions
         ],
     }
+
+
+def describe_topic_partitions(call: Call) -> Fields:
+    """Topics in the order of their names, at most so many partitions at once; the cursor tells where to go on."""
+    request = call.request
+    asked = {topic.name for topic in request.topics} or {topic.name for topic in call.node.topics}
+    cursor = request.cursor
+    left = max(1, min(request.response_partition_limit, _DESCRIBED_PARTITIONS))
+    described: list[dict[str, Any]] = []
+    for name in sorted(asked):
+        if cursor is not None and name < cursor.topic_name:
+            continue
+        if left == 0:
+            return {"topics": described, "next_cursor": {"topic_name": name, "partition_index": 0}}
+        try:
+            check_name(name)
+            fields = _describe(call.node.topics.known(name))
+        except Refusal as refusal:
+            described.append({"error_code": refusal.code, "name": name})
+            continue
+        first = cursor.partition_index if cursor is not None and cursor.topic_name == name else 0
+        held = fields["partitions"]
+        fields["partitions"] = held[first : first + left]
+        described.append(fields)
+        if first + left < len(held):
+            return {"topics": described, "next_cursor": {"topic_name": name, "partition_index": first + left}}
+        left -= len(fields["partitions"])
+    return {"topics": described, "next_cursor": None}
+
+
+def list_partition_reassignments(call: Call) -> Fields:
+    """One broker has nowhere to move a partition to."""
+    return {}
+
+
+def describe_log_dirs(call: Call) -> Fields:
+    """The broker's one folder; a size is that of the record batches before RocksDB packs them."""
+    asked = call.request.topics
+    wanted = None if asked is None else {(topic.topic, index) for topic in asked for index in topic.partitions}
+    topics = []
+    for topic in call.node.topics:
+        partitions = [
+            {"partition_index": log.index, "partition_size": log.bounds.size, "offset_lag": 0}
+            for log in topic.partitions
+            if wanted is None or (topic.name, log.index) in wanted
+        ]
+        if partitions:
+            topics.append({"name": topic.name, "partitions": partitions})
+    disk = shutil.disk_usage(call.node.store.folder)
+    folder = {
+        "log_dir": str(call.node.store.folder.absolute()),
+        "topics": topics,
+        "total_bytes": disk.total,
+        "usable_bytes": disk.free,
+    }
+    return {"results": [folder]}
 
 
 def describe_cluster(call: Call) -> Fields:

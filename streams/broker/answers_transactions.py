@@ -1,28 +1,40 @@
 """Transactions: producers' ids and epochs, what a transaction holds, and its end."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
 from .answers_groups import accept_offsets
 from .call import Call
+from .coordinator import check_group_id
 from .errors import Refusal
-from .messages import Fields, milliseconds, moment
+from .messages import Fields, Message, milliseconds, moment
 from .transactions import State, Transaction
+
+# Transactions of version 2 (KIP-890): from this version of TxnOffsetCommit on, committing for a group makes it part
+# of the transaction, from this one of EndTxn on, the end raises the producer's epoch,
+_IMPLIED_BY_COMMIT, _BUMPED_BY_END = 5, 5
+# and from this version of TxnOffsetCommit on a client knows that it must abort.
+_KNOWS_ABORTABLE = 4
+# Kafka's -1, as kio writes it.
+_NEVER = datetime.datetime.fromtimestamp(-0.001, datetime.UTC)
 
 
 def init_producer_id(call: Call) -> Fields:
     request, node = call.request, call.node
+    producer_id, epoch = getattr(request, "producer_id", -1), getattr(request, "producer_epoch", -1)
     try:
+        if (producer_id < 0) is not (epoch < 0):
+            raise Refusal(ErrorCode.invalid_request, "A producer says its id and its epoch, or neither.")
         if request.transactional_id is None:
             return {"producer_id": node.transactions.new_producer(), "producer_epoch": 0}
         producer = node.transactions.begin_producer(
             request.transactional_id,
             milliseconds(request.transaction_timeout),
-            getattr(request, "producer_id", -1),
-            getattr(request, "producer_epoch", -1),
+            producer_id,
+            epoch,
             node.clock.wall_ms(),
         )
     except Refusal as refusal:
@@ -50,29 +62,48 @@ def _code(act: Callable[[], None], knows_fenced: bool) -> ErrorCode:
 
 
 def add_partitions_to_txn(call: Call) -> Fields:
+    """One transaction; from version 4 on many, as brokers ask each other."""
+    request = call.request
+    if call.version >= 4:
+        results = [
+            {
+                "transactional_id": entry.transactional_id,
+                "topic_results": _add_partitions(
+                    call,
+                    (entry.transactional_id, entry.producer_id, entry.producer_epoch),
+                    entry.topics,
+                    verify_only=entry.verify_only,
+                ),
+            }
+            for entry in request.transactions
+        ]
+        return {"results_by_transaction": results}
+    owner = (
+        request.v3_and_below_transactional_id,
+        request.v3_and_below_producer_id,
+        request.v3_and_below_producer_epoch,
+    )
+    return {"results_by_topic_v3_and_below": _add_partitions(call, owner, request.v3_and_below_topics)}
+
+
+def _add_partitions(
+    call: Call, owner: tuple[str, int, int], topics: Iterable[Message], *, verify_only: bool = False
+) -> list[dict[str, Any]]:
     """All or nothing: one unknown partition keeps the others out."""
-    request, node = call.request, call.node
-    places = [(topic.name, index) for topic in request.v3_and_below_topics for index in topic.partitions]
+    node = call.node
+    places = [(topic.name, index) for topic in topics for index in topic.partitions]
     unknown = {place for place in places if not _exists(call, *place)}
     error = ErrorCode.none
     if not unknown:
-        error = _code(
-            lambda: node.transactions.add_partitions(
-                request.v3_and_below_transactional_id,
-                request.v3_and_below_producer_id,
-                request.v3_and_below_producer_epoch,
-                places,
-                node.clock.wall_ms(),
-            ),
-            call.version >= 2,
-        )
+        act = node.transactions.check_partitions if verify_only else node.transactions.add_partitions
+        error = _code(lambda: act(*owner, places, node.clock.wall_ms()), call.version >= 2)
 
     def code_of(place: tuple[str, int]) -> ErrorCode:
         if place in unknown:
             return ErrorCode.unknown_topic_or_partition
         return ErrorCode.operation_not_attempted if unknown else error
 
-    results = [
+    return [
         {
             "name": topic.name,
             "results_by_partition": [
@@ -80,9 +111,8 @@ def add_partitions_to_txn(call: Call) -> Fields:
                 for index in topic.partitions
             ],
         }
-        for topic in request.v3_and_below_topics
+        for topic in topics
     ]
-    return {"results_by_topic_v3_and_below": results}
 
 
 def _exists(call: Call, topic: str, index: int) -> bool:
@@ -110,21 +140,27 @@ def add_offsets_to_txn(call: Call) -> Fields:
 
 def txn_offset_commit(call: Call) -> Fields:
     request, node = call.request, call.node
-    error = ErrorCode.none
-    generation = getattr(request, "generation_id", -1)
-    if generation >= 0 or getattr(request, "member_id", ""):
-        # Version 3 and later: a member that has lost its place in the group must not commit for it.
-        error = _code(
-            lambda: node.groups.check_commit(
+    try:
+        check_group_id(request.group_id)
+        if call.version >= _IMPLIED_BY_COMMIT:
+            node.transactions.add_group(
+                request.transactional_id,
+                request.producer_id,
+                request.producer_epoch,
                 request.group_id,
-                request.member_id,
-                request.group_instance_id,
-                generation,
-                node.clock.monotonic_ms(),
-            ),
-            True,
+                node.clock.wall_ms(),
+            )
+        node.groups.check_commit(
+            request.group_id,
+            getattr(request, "member_id", ""),
+            getattr(request, "group_instance_id", None),
+            getattr(request, "generation_id", -1),
+            node.clock.monotonic_ms(),
+            transactional=True,
         )
-    accepted, topics = accept_offsets(call, error)
+    except Refusal as refusal:
+        return {"topics": accept_offsets(call, _known(refusal.code, False))[1]}
+    accepted, topics = accept_offsets(call, ErrorCode.none)
     if not accepted:
         return {"topics": topics}
     error = _code(
@@ -135,6 +171,7 @@ def txn_offset_commit(call: Call) -> Fields:
             request.group_id,
             accepted,
             node.clock.wall_ms(),
+            knows_abortable=call.version >= _KNOWS_ABORTABLE,
         ),
         False,
     )
@@ -143,17 +180,18 @@ def txn_offset_commit(call: Call) -> Fields:
 
 def end_txn(call: Call) -> Fields:
     request, node = call.request, call.node
-    error = _code(
-        lambda: node.transactions.end(
+    try:
+        ended = node.transactions.end(
             request.transactional_id,
             request.producer_id,
             request.producer_epoch,
             request.committed,
             node.clock.wall_ms(),
-        ),
-        call.version >= 2,
-    )
-    return {"error_code": error}
+            bumps=call.version >= _BUMPED_BY_END,
+        )
+    except Refusal as refusal:
+        return {"error_code": _known(refusal.code, call.version >= 2)}
+    return {"producer_id": ended.producer_id, "producer_epoch": ended.epoch}
 
 
 # Administration.
@@ -170,9 +208,8 @@ def list_transactions(call: Call) -> Fields:
             continue
         if producers and transaction.producer_id not in producers:
             continue
-        if longer_than >= 0 and (
-            transaction.state is not State.ONGOING or now_ms - transaction.started_ms <= longer_than
-        ):
+        # As Kafka: what has never begun counts as begun in 1970.
+        if 0 <= longer_than and now_ms - transaction.started_ms < longer_than:
             continue
         found.append(
             {
@@ -197,7 +234,7 @@ def _describe(call: Call, name: str) -> dict[str, Any]:
         return {
             "transactional_id": name,
             "error_code": ErrorCode.transactional_id_not_found,
-            "transaction_start_time": moment(0),
+            "transaction_start_time": _NEVER,
         }
     topics: dict[str, list[int]] = {}
     for topic, index in sorted(transaction.partitions):
@@ -206,7 +243,7 @@ def _describe(call: Call, name: str) -> dict[str, Any]:
         "transactional_id": name,
         "transaction_state": transaction.state.value,
         "transaction_timeout": datetime.timedelta(milliseconds=transaction.timeout_ms),
-        "transaction_start_time": moment(max(transaction.started_ms, 0)),
+        "transaction_start_time": moment(transaction.started_ms) or _NEVER,
         "producer_id": transaction.producer_id,
         "producer_epoch": transaction.epoch,
         "topics": [{"topic": topic, "partitions": tuple(indexes)} for topic, indexes in topics.items()],
@@ -232,7 +269,7 @@ def _active(call: Call, topic: str, index: int) -> dict[str, Any]:
             "producer_epoch": state.epoch,
             "last_sequence": state.last_sequence,
             "last_timestamp": state.seen_ms,
-            "coordinator_epoch": 0,
+            "coordinator_epoch": 0 if state.ended else -1,
             "current_txn_start_offset": state.first_offset,
         }
         for producer_id, state in log.producers.items()

@@ -132,6 +132,15 @@ def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
     return Batch(records, 0, attributes, last_delta, *fields[7:])
 
 
+def transaction_of(records: bytes | None) -> tuple[int, int] | None:
+    """The producer and the epoch of a batch that is part of a transaction, by its header alone."""
+    if records is None or len(records) < _HEADER.size:
+        return None
+    (attributes,) = struct.unpack_from(">h", records, _ATTRIBUTES_AT)
+    producer_id, epoch = struct.unpack_from(">qh", records, _PRODUCER_AT)
+    return (producer_id, epoch) if attributes & _TRANSACTIONAL else None
+
+
 def stamp(batch: Batch, base_offset: int) -> bytes:
     """The batch's bytes with its place in the log."""
     (length,) = struct.unpack_from(">i", batch.data, _LENGTH_AT)

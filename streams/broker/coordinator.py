@@ -92,16 +92,23 @@ class GroupCoordinator:
         return group
 
     def check_commit(
-        self, group_id: str, member_id: str, instance_id: str | None, generation: int, now_ms: int
+        self,
+        group_id: str,
+        member_id: str,
+        instance_id: str | None,
+        generation: int,
+        now_ms: int,
+        *,
+        transactional: bool = False,
     ) -> None:
         """:raises Refusal: when this client may not commit for the group."""
         check_group_id(group_id)
-        group = self._groups.get(group_id)
+        group = self.get(group_id)
         if group is None:
             if generation >= 0:
                 raise Refusal(ErrorCode.illegal_generation, f"There is no group {group_id!r}.")
             return
-        group.check_commit(member_id, instance_id, generation, now_ms)
+        group.check_commit(member_id, instance_id, generation, now_ms, transactional=transactional)
 
     def check_metadata(self, metadata: str) -> None:
         """:raises Refusal: OFFSET_METADATA_TOO_LARGE."""

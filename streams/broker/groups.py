@@ -382,13 +382,21 @@ class Group:
             )
         return member
 
-    def check_commit(self, member_id: str, instance_id: str | None, generation: int, now_ms: int) -> None:
-        """May this client commit offsets? Without a generation it may while the group has no members."""
-        if generation < 0 and member_id == "" and not self.members:
+    def check_commit(
+        self, member_id: str, instance_id: str | None, generation: int, now_ms: int, *, transactional: bool = False
+    ) -> None:
+        """May this client commit offsets? Without a generation it may while the group is empty.
+
+        Within a transaction it may then too (older producers do not say for which member they commit), and while a
+        rebalance completes: the producer's epoch fences it.
+        """
+        if generation < 0 and self.state is State.EMPTY:
+            return
+        if transactional and generation < 0 and not member_id and instance_id is None:
             return
         member = self.check(member_id, instance_id, generation)
         self._refresh(member, now_ms)
-        if self.state is State.COMPLETING:
+        if self.state is State.COMPLETING and not transactional:
             raise Refusal(ErrorCode.rebalance_in_progress)
 
     @staticmethod

@@ -158,12 +158,16 @@ def _response_writer(api_key: int, version: int) -> tuple[Callable[[Fields], Mes
 def builder(schema: type[Any]) -> Callable[[Fields], Message]:
     """A function that makes `schema` from a mapping, which may hold names of other versions."""
     nested: list[tuple[str, Callable[[Fields], Message]]] = []
+    single: list[tuple[str, Callable[[Fields], Message]]] = []
     plain: list[tuple[str, Any]] = []
     for field in dataclasses.fields(schema):
         inner = _entity_in(field.type)
         if inner is not None and _is_tuple(field.type):
             nested.append((field.name, builder(inner)))
-        elif field.default is not dataclasses.MISSING:
+            continue
+        if inner is not None:
+            single.append((field.name, builder(inner)))
+        if field.default is not dataclasses.MISSING:
             plain.append((field.name, field.default))
         else:
             plain.append((field.name, _default(field)))
@@ -173,6 +177,9 @@ def builder(schema: type[Any]) -> Callable[[Fields], Message]:
         for name, build_inner in nested:
             items = fields.get(name, ())
             values[name] = None if items is None else tuple([build_inner(item) for item in items])
+        for name, build_inner in single:
+            if isinstance(values[name], Mapping):
+                values[name] = build_inner(values[name])
         return schema(**values)
 
     return build

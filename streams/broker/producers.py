@@ -15,6 +15,7 @@ from .errors import Refusal
 REMEMBERED_BATCHES = 5
 NO_OFFSET = -1
 _HEAD = struct.Struct(">hqqB")
+_ENDED = 0x80
 _WRITTEN = struct.Struct(">iiqq")
 
 
@@ -35,6 +36,8 @@ class ProducerState:
     first_offset: int = NO_OFFSET
     """Where its open transaction begins in this partition."""
     seen_ms: int = 0
+    ended: bool = False
+    """A transaction of it has ended in this partition."""
 
     @property
     def last_sequence(self) -> int:
@@ -44,7 +47,8 @@ class ProducerState:
         return self.seen_ms < wall_ms and self.first_offset == NO_OFFSET
 
     def pack(self) -> bytes:
-        head = _HEAD.pack(self.epoch, self.first_offset, self.seen_ms, len(self.batches))
+        flags = len(self.batches) | (_ENDED if self.ended else 0)
+        head = _HEAD.pack(self.epoch, self.first_offset, self.seen_ms, flags)
         return head + b"".join(
             _WRITTEN.pack(batch.base_sequence, batch.last_sequence, batch.base_offset, batch.timestamp)
             for batch in self.batches
@@ -52,9 +56,9 @@ class ProducerState:
 
 
 def unpack_producer(data: bytes) -> ProducerState:
-    epoch, first_offset, seen_ms, _ = _HEAD.unpack_from(data)
+    epoch, first_offset, seen_ms, flags = _HEAD.unpack_from(data)
     batches = tuple(Written(*fields) for fields in _WRITTEN.iter_unpack(data[_HEAD.size :]))
-    return ProducerState(epoch, batches, first_offset, seen_ms)
+    return ProducerState(epoch, batches, first_offset, seen_ms, bool(flags & _ENDED))
 
 
 def duplicate_of(state: ProducerState | None, batch: Batch) -> Written | None:
@@ -98,17 +102,17 @@ def after_batch(state: ProducerState | None, batch: Batch, now_ms: int) -> Produ
     """The state when `batch`, which has its offset, has been written."""
     written = Written(batch.base_sequence, batch.last_sequence, batch.base_offset, batch.max_timestamp)
     if state is None or batch.producer_epoch > state.epoch:
-        first = state.first_offset if state is not None else NO_OFFSET
-        state = ProducerState(batch.producer_epoch, (), first)
+        first, ended = (state.first_offset, state.ended) if state is not None else (NO_OFFSET, False)
+        state = ProducerState(batch.producer_epoch, (), first, 0, ended)
     first = state.first_offset
     if batch.transactional and first == NO_OFFSET:
         first = batch.base_offset
     kept = (*state.batches, written)[-REMEMBERED_BATCHES:]
-    return ProducerState(state.epoch, kept, first, now_ms)
+    return ProducerState(state.epoch, kept, first, now_ms, state.ended)
 
 
 def after_marker(state: ProducerState | None, epoch: int, now_ms: int) -> ProducerState:
     """The state when the producer's transaction has ended in this partition."""
     if state is None or epoch > state.epoch:
-        return ProducerState(epoch, (), NO_OFFSET, now_ms)
-    return replace(state, first_offset=NO_OFFSET, seen_ms=now_ms)
+        return ProducerState(epoch, (), NO_OFFSET, now_ms, ended=True)
+    return replace(state, first_offset=NO_OFFSET, seen_ms=now_ms, ended=True)

@@ -65,6 +65,7 @@ class Store:
     def __init__(self, folder: Path, *, fsync: bool = False) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.folder = folder
             self._db = Rdict(str(folder), _options())
         except Exception as error:  # rocksdict raises plain exceptions; the text is all there is
             if "lock" in str(error).lower():

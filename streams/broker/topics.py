@@ -61,6 +61,16 @@ SETTINGS: Mapping[str, Setting] = {
     "message.timestamp.after.max.ms": Setting("3600000", LONG, least=0, effective=False),
     "min.insync.replicas": Setting("1", INT, least=1, effective=False),
     "preallocate": Setting("false", BOOLEAN, choices=("true", "false"), effective=False),
+    "compression.gzip.level": Setting("-1", INT, effective=False),
+    "compression.lz4.level": Setting("9", INT, least=1, effective=False),
+    "compression.zstd.level": Setting("3", INT, least=-131_072, effective=False),
+    "follower.replication.throttled.replicas": Setting("", LIST, effective=False),
+    "leader.replication.throttled.replicas": Setting("", LIST, effective=False),
+    "local.retention.bytes": Setting("-2", LONG, least=-2, effective=False),
+    "local.retention.ms": Setting("-2", LONG, least=-2, effective=False),
+    "remote.storage.enable": Setting("false", BOOLEAN, choices=("false",), effective=False),
+    "remote.log.copy.disable": Setting("false", BOOLEAN, choices=("true", "false"), effective=False),
+    "remote.log.delete.on.disable": Setting("false", BOOLEAN, choices=("true", "false"), effective=False),
     "unclean.leader.election.enable": Setting("false", BOOLEAN, choices=("true", "false"), effective=False),
 }
 
@@ -249,7 +259,7 @@ def check_configs(configs: Mapping[str, str | None]) -> None:
 
 def _allowed(setting: Setting, value: str) -> bool:
     if setting.type == LIST:
-        return all(part.strip() in setting.choices for part in value.split(","))
+        return not setting.choices or all(part.strip() in setting.choices for part in value.split(","))
     if setting.choices:
         return value in setting.choices
     try:

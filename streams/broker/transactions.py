@@ -19,7 +19,8 @@ from .store import Change, Store, transaction_key
 from .topics import Topics
 
 _NEXT_PRODUCER_KEY = b"mnext-producer"
-_LAST_EPOCH = 2**15 - 1
+# The last epoch a client sees; the one above it is only in the marker that ends, or fences, a transaction.
+_LAST_EPOCH = 2**15 - 2
 NO_EPOCH = -1
 # As Kafka's transactional.id.expiration.ms: ids that are made up anew at each start must not pile up.
 _ID_EXPIRY_MS = 7 * 86_400_000
@@ -42,7 +43,9 @@ class Transaction(msgspec.Struct):
     epoch: int
     timeout_ms: int
     last_epoch: int = NO_EPOCH
-    """The epoch before the last InitProducerId, whose answer may have been lost."""
+    """The epoch before the last change of it, whose answer may have been lost; none after another's InitProducerId."""
+    previous_producer: int = -1
+    """The id whose epochs were used up, for the same reason."""
     state: State = State.EMPTY
     started_ms: int = -1
     updated_ms: int = 0
@@ -104,7 +107,11 @@ class TransactionCoordinator:
     def begin_producer(
         self, transactional_id: str, timeout_ms: int, producer_id: int, epoch: int, now_ms: int
     ) -> Transaction:
-        """InitProducerId: fence whoever used the id before, and end what it left open."""
+        """InitProducerId: fence whoever used the id before, and end what it left open.
+
+        A producer that says who it was (`producer_id` and `epoch`) goes on after an error; it must not do so when
+        another has begun in the meantime.
+        """
         if not transactional_id:
             raise Refusal(ErrorCode.invalid_request, "A transactional id is not empty.")
         if not 0 < timeout_ms <= self._limits.transaction_timeout_ms:
@@ -118,19 +125,39 @@ class TransactionCoordinator:
             return self._commit(
                 Transaction(transactional_id, self._stage_producer(change), 0, timeout_ms), change, [], now_ms
             )
-        if producer_id >= 0 and (producer_id, epoch) != (before.producer_id, before.epoch):
-            if (producer_id, epoch) == (before.producer_id, before.last_epoch):
-                return before  # the answer to the same request was lost
+        known = producer_id >= 0
+        rotated = (producer_id, epoch) == (before.previous_producer, _LAST_EPOCH)
+        if known and not rotated and producer_id != before.producer_id:
+            raise _fenced(before, epoch)
+        ongoing = before.state is State.ONGOING
+        if known and epoch != before.epoch and (ongoing or epoch != before.last_epoch):
             raise _fenced(before, epoch)
         appends: list[tuple[PartitionLog, Append]] = []
-        if before.state is State.ONGOING:
-            appends = self._stage_markers(before, before.epoch + 1, False, change, now_ms)
-        after = Transaction(transactional_id, before.producer_id, before.epoch + 1, timeout_ms, last_epoch=before.epoch)
-        if after.epoch >= _LAST_EPOCH:
-            after = Transaction(transactional_id, self._stage_producer(change), 0, timeout_ms)
+        if ongoing:
+            before, appends = self._stage_end(before, False, change, now_ms, bumps=True, fences=True)
+        after = Transaction(transactional_id, before.producer_id, before.epoch, timeout_ms, before.last_epoch)
+        after.previous_producer = before.previous_producer
+        if not known or epoch == before.epoch or before.epoch > _LAST_EPOCH:
+            after.last_epoch = epoch if known else NO_EPOCH
+            after.epoch += 1
+            if before.epoch >= _LAST_EPOCH:
+                after.producer_id, after.epoch = self._stage_producer(change), 0
+                after.previous_producer = before.producer_id
+        # Else the answer to the same request was lost: it is given again, and nobody is fenced by asking.
         return self._commit(after, change, appends, now_ms)
 
-    def check_append(self, batch: Batch, place: Place) -> None:
+    def enter(self, producer_id: int, epoch: int, places: Iterable[Place], now_ms: int) -> None:
+        """Make partitions part of the producer's transaction because it writes to them.
+
+        Who does not own a transaction is refused with its batches.
+        """
+        transaction = self._by_producer.get(producer_id)
+        if transaction is None or transaction.epoch != epoch:
+            return
+        if transaction.state is not State.ONGOING or not transaction.partitions.issuperset(places):
+            self.add_partitions(transaction.id, producer_id, epoch, places, now_ms)
+
+    def check_append(self, batch: Batch, place: Place, *, knows_abortable: bool) -> None:
         """May this transactional batch be written there?"""
         transaction = self._by_producer.get(batch.producer_id)
         if transaction is None:
@@ -145,7 +172,7 @@ class TransactionCoordinator:
             )
         if transaction.state is not State.ONGOING or place not in transaction.partitions:
             raise Refusal(
-                ErrorCode.invalid_txn_state,
+                ErrorCode.transaction_abortable if knows_abortable else ErrorCode.invalid_txn_state,
                 f"Partition {place[1]} of {place[0]!r} is in no open transaction of {transaction.id!r}.",
             )
 
@@ -172,8 +199,20 @@ class TransactionCoordinator:
         after.partitions = after.partitions | set(places)
         self._commit(after, Change(), [], now_ms)
 
+    def check_partitions(
+        self, transactional_id: str, producer_id: int, epoch: int, places: Iterable[Place], now_ms: int
+    ) -> None:
+        """:raises Refusal: TRANSACTION_ABORTABLE unless all of them are in the open transaction."""
+        transaction = self._owned(transactional_id, producer_id, epoch)
+        if transaction.state is not State.ONGOING or not transaction.partitions.issuperset(places):
+            raise Refusal(
+                ErrorCode.transaction_abortable, f"Not all partitions are in a transaction of {transactional_id!r}."
+            )
+
     def add_group(self, transactional_id: str, producer_id: int, epoch: int, group: str, now_ms: int) -> None:
         transaction = self._owned(transactional_id, producer_id, epoch)
+        if transaction.state is State.ONGOING and group in transaction.groups:
+            return
         after = self._ongoing(transaction, now_ms)
         after.groups = after.groups | {group}
         self._commit(after, Change(), [], now_ms)
@@ -186,12 +225,14 @@ class TransactionCoordinator:
         group: str,
         offsets: dict[Place, Committed],
         now_ms: int,
+        *,
+        knows_abortable: bool,
     ) -> None:
         """Offsets that are committed when, and only when, the transaction is."""
         transaction = self._owned(transactional_id, producer_id, epoch)
         if transaction.state is not State.ONGOING or group not in transaction.groups:
             raise Refusal(
-                ErrorCode.invalid_txn_state,
+                ErrorCode.transaction_abortable if knows_abortable else ErrorCode.invalid_txn_state,
                 f"Group {group!r} is in no open transaction of {transactional_id!r}.",
             )
         held = {(topic, index): committed for topic, index, committed in transaction.offsets.get(group, ())}
@@ -221,38 +262,66 @@ class TransactionCoordinator:
 
     # The end.
 
-    def end(self, transactional_id: str, producer_id: int, epoch: int, commit: bool, now_ms: int) -> None:
-        transaction = self._owned(transactional_id, producer_id, epoch)
-        ended = State.COMMITTED if commit else State.ABORTED
-        if transaction.state is ended:
-            return  # the answer to the same request was lost
-        if transaction.state is not State.ONGOING:
-            raise Refusal(
-                ErrorCode.invalid_txn_state,
-                f"{transactional_id!r} is {transaction.state.value}: there is nothing to end.",
-            )
-        self._end(transaction, commit, epoch, now_ms)
+    def end(
+        self, transactional_id: str, producer_id: int, epoch: int, commit: bool, now_ms: int, *, bumps: bool
+    ) -> Transaction:
+        """
+        Commit or abort.
 
-    def _end(self, transaction: Transaction, commit: bool, epoch: int, now_ms: int) -> None:
+        bumps: in transactions of version 2 the producer's epoch rises, so that what is still on its way from an ended
+            transaction cannot get into the next
+        """
+        if not transactional_id:
+            raise Refusal(ErrorCode.invalid_request, "A transactional id is not empty.")
+        transaction = self._by_id.get(transactional_id)
+        if transaction is not None and bumps and _is_repeated(transaction, producer_id, epoch):
+            return _ended_before(transaction, commit)
+        transaction = self._owned(transactional_id, producer_id, epoch)
+        if transaction.state is not State.ONGOING:
+            if not bumps:
+                return _ended_before(transaction, commit)
+            if commit:
+                raise _nothing_to_end(transaction)
         change = Change()
-        appends = self._stage_markers(transaction, epoch, commit, change, now_ms)
-        offsets = transaction.offsets if commit else {}
-        by_group = {
-            group: {(topic, index): committed for topic, index, committed in listed}
-            for group, listed in offsets.items()
-        }
-        for group, committed in by_group.items():
-            self._groups.stage(group, committed, change)
+        after, appends = self._stage_end(transaction, commit, change, now_ms, bumps=bumps)
+        ended = self._commit(after, change, appends, now_ms)
+        if commit:
+            for group, committed in _by_group(transaction).items():
+                self._groups.apply(group, committed)
+        return ended
+
+    def _stage_end(
+        self,
+        transaction: Transaction,
+        commit: bool,
+        change: Change,
+        now_ms: int,
+        *,
+        bumps: bool,
+        fences: bool = False,
+    ) -> tuple[Transaction, list[tuple[PartitionLog, Append]]]:
         after = Transaction(
             transaction.id,
             transaction.producer_id,
-            epoch,
+            transaction.epoch,
             transaction.timeout_ms,
-            state=State.COMMITTED if commit else State.ABORTED,
+            transaction.last_epoch,
+            transaction.previous_producer,
+            State.COMMITTED if commit else State.ABORTED,
+            transaction.started_ms if transaction.state is State.ONGOING else now_ms,
         )
-        self._commit(after, change, appends, now_ms)
-        for group, committed in by_group.items():
-            self._groups.apply(group, committed)
+        appends: list[tuple[PartitionLog, Append]] = []
+        if bumps:
+            after.last_epoch, after.epoch = transaction.epoch, transaction.epoch + 1
+        if transaction.state is State.ONGOING:
+            appends = self._stage_markers(transaction, after.epoch, commit, change, now_ms)
+            if commit:
+                for group, committed in _by_group(transaction).items():
+                    self._groups.stage(group, committed, change)
+        if after.epoch > _LAST_EPOCH and not fences:
+            after.previous_producer = transaction.producer_id
+            after.producer_id, after.epoch = self._stage_producer(change), 0
+        return after, appends
 
     def _stage_markers(
         self, transaction: Transaction, epoch: int, commit: bool, change: Change, now_ms: int
@@ -283,7 +352,9 @@ class TransactionCoordinator:
         """Abort what has been open too long; the epoch is raised, so the one who left it open is fenced."""
         for transaction in tuple(self._open.values()):
             if transaction.started_ms + transaction.timeout_ms <= now_ms:
-                self._end(transaction, False, min(transaction.epoch + 1, _LAST_EPOCH), now_ms)
+                change = Change()
+                after, appends = self._stage_end(transaction, False, change, now_ms, bumps=True, fences=True)
+                self._commit(after, change, appends, now_ms)
 
     def forget_old_ids(self, now_ms: int) -> None:
         change = Change()
@@ -305,3 +376,33 @@ def _fenced(transaction: Transaction, epoch: int) -> Refusal:
         ErrorCode.producer_fenced,
         f"Transactional id {transaction.id!r} is at epoch {transaction.epoch}; epoch {epoch} was fenced.",
     )
+
+
+def _is_repeated(transaction: Transaction, producer_id: int, epoch: int) -> bool:
+    """Whether this is the end that the transaction already had, from before its epoch rose."""
+    if transaction.state not in (State.COMMITTED, State.ABORTED):
+        return False
+    if producer_id == transaction.producer_id:
+        return epoch + 1 == transaction.epoch
+    return (producer_id, epoch, transaction.epoch) == (transaction.previous_producer, _LAST_EPOCH, 0)
+
+
+def _ended_before(transaction: Transaction, commit: bool) -> Transaction:
+    """The answer to the same request was lost; another one is refused."""
+    if transaction.state is not (State.COMMITTED if commit else State.ABORTED):
+        raise _nothing_to_end(transaction)
+    return transaction
+
+
+def _nothing_to_end(transaction: Transaction) -> Refusal:
+    return Refusal(
+        ErrorCode.invalid_txn_state,
+        f"{transaction.id!r} is {transaction.state.value}: there is nothing to end so.",
+    )
+
+
+def _by_group(transaction: Transaction) -> dict[str, dict[Place, Committed]]:
+    return {
+        group: {(topic, index): committed for topic, index, committed in listed}
+        for group, listed in transaction.offsets.items()
+    }
