@@ -46,7 +46,7 @@ def metadata(call: Call) -> Fields:
 
 def _describe_wanted(call: Call, wanted: Message) -> dict[str, Any]:
     topic_id = getattr(wanted, "topic_id", None)
-    if wanted.name is None:
+    if topic_id is not None or wanted.name is None:  # Kafka's clients give an empty name beside the id
         found = call.node.topics.by_id(topic_id) if topic_id is not None else None
         if found is None:
             return {"error_code": ErrorCode.unknown_topic_id, "name": None, "topic_id": topic_id}

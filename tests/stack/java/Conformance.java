@@ -437,7 +437,7 @@ public final class Conformance {
         List<String> taken = read(source, 6);
         for (int number = 0; number < 3; number++) {
             producer.beginTransaction();
-            producer.send(new ProducerRecord<>("j-out", "out " + taken.get(number)));
+            producer.send(new ProducerRecord<>("j-out", "out " + taken.get(number))).get();
             producer.sendOffsetsToTransaction(Map.of(in, new OffsetAndMetadata(number + 1)), source.groupMetadata());
             if (number == 1) producer.abortTransaction();
             else producer.commitTransaction();

@@ -195,9 +195,12 @@ def batch(
     return bytes(builder.build())
 
 
-def produce_fields(topic: str, records: bytes, *, partition: int = 0, acks: int = -1) -> dict[str, Any]:
+def produce_fields(
+    topic: str, records: bytes, *, partition: int = 0, acks: int = -1, transactional_id: str | None = None
+) -> dict[str, Any]:
     data = {"index": partition, "records": records}
     return {
+        "transactional_id": transactional_id,
         "acks": acks,
         "timeout": datetime.timedelta(seconds=1),
         "topic_data": [{"name": topic, "partition_data": [data]}],

@@ -127,8 +127,9 @@ async def test_topics_have_ids_by_which_they_are_found_and_deleted(clients: Clie
     wire = await clients.wire()
     named = await wire.ask(METADATA, 12, topics=[{"name": "t"}])
     topic_id = named.topics[0].topic_id
-    found = await wire.ask(METADATA, 12, topics=[{"name": None, "topic_id": topic_id}])
-    assert found.topics[0].name == "t"
+    for name in (None, ""):  # Kafka's own clients give an empty one
+        found = await wire.ask(METADATA, 12, topics=[{"name": name, "topic_id": topic_id}])
+        assert found.topics[0].name == "t"
     deleted = await wire.ask(DELETE, 6, topics=[{"name": None, "topic_id": topic_id}], timeout=SECONDS)
     assert deleted.responses[0].name == "t"
     again = await wire.ask(METADATA, 12, topics=[{"name": None, "topic_id": topic_id}])
