@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from headrace.streams.errors import UnknownTopic
-from headrace.streams.workers import WORKERS
 
 if TYPE_CHECKING:
     from headrace.streams.event import Event
+
+WORKERS = "workers"
+"""Where every worker tells of itself; see `workers`."""
 
 Kind = Literal[
     "event",

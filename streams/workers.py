@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from headrace.streams.topics import Topic
+from headrace.streams.topics import WORKERS, Topic
 
-WORKERS = "workers"
-"""The topic, of one partition. Key: the worker's id. A worker that ends in order leaves a tombstone."""
+__all__ = ["GONE_AFTER", "TELL_EVERY", "TOPIC", "WORKERS", "TaskState", "TaskStatus", "WorkerStatus"]
 
 TOPIC = Topic(WORKERS, "workers", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
+"""Key: the worker's id. A worker that ends in order leaves a tombstone."""
 
 TELL_EVERY = 2.0
 """Seconds between two records of a worker."""
