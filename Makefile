@@ -30,6 +30,12 @@ NODES ?= 1
 run: .venv/run
 	@$(BIN)/python examples/returns/replay.py $(DATA)
 
+# The secrets of docker-compose.yml, made once.
+.env: .env.example
+	@test ! -e $@ || { echo "$@ is older than $< and is kept: compare them by hand"; exit 1; }
+	@umask 077 && $(PYTHON) -c 'import re, secrets, sys; print(re.sub(r"(?m)^(?!COMPOSE)([A-Z_]+)=$$", lambda m: m[0] + secrets.token_urlsafe(24), open("$<").read()), end="")' > $@
+	@echo "wrote $@, with new secrets: the gateway opens at http://localhost:8080/?token=$$(sed -n s/^HEADRACE_TOKEN=//p $@)"
+
 # Type checkers see the packages under their import names through links.
 .types: .venv/test
 	@mkdir -p .types/headrace

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import CannotGoOn, HeadraceError
+from headrace.supervisor import FINAL
 
 app = typer.Typer(
     name="headrace",
@@ -159,18 +160,50 @@ def worker(
     program: Program,
     broker: Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port", metavar="ADDRESS")],
     data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
-    metrics_port: Annotated[
-        int, typer.Option(help="serve Prometheus metrics on this loopback port", min=1, max=65535)
-    ] = 9464,
+    metrics_port: Annotated[int, typer.Option(help="serve Prometheus metrics on this port", min=1, max=65535)] = 9464,
+    metrics_host: Annotated[
+        str, typer.Option(help="where metrics are served, to everyone who reaches it: they want no token")
+    ] = "127.0.0.1",
 ) -> None:
-    """Run a worker of a program against a broker."""
+    """Run a worker of a program against a broker; topics that are missing are created."""
     from headrace.program import load
     from headrace.running import home
     from headrace.streams.address import parse_address
+    from headrace.streams.admin import ensure_topics
     from headrace.worker import run as run_worker
 
+    address, declared = parse_address(broker), load(program)
+    asyncio.run(ensure_topics(address, declared.topics()))
+    run_worker(
+        program,
+        address.bootstrap,
+        data or home() / declared.name,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+    )
+
+
+@app.command()
+def gateway(
+    program: Program,
+    broker: Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port", metavar="ADDRESS")],
+    host: Annotated[str, typer.Option(help="where it listens; beyond loopback it wants a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    token: Annotated[
+        str | None, typer.Option(envvar="HEADRACE_TOKEN", help="its token (better by HEADRACE_TOKEN)")
+    ] = None,
+) -> None:
+    """Run the gateway of a program, with its live page, against a broker."""
+    from headrace.gateway import run as run_gateway
+    from headrace.serving.access import check_listening
+    from headrace.stack import choose_port
+    from headrace.streams.address import parse_address
+
     address = parse_address(broker)
-    run_worker(program, address.bootstrap, data or home() / load(program).name, metrics_port=metrics_port)
+    check_listening(host, token)
+    choose_port(host, port, port, "--port")  # says what is wrong with it; the server would only leave
+    say.print(f"the gateway of {program} listens on {host}:{port}; its broker is {address}", markup=False)
+    run_gateway(program, address, host=host, port=port, token=token)
 
 
 @app.command()
@@ -229,14 +262,15 @@ def data(name: Annotated[str, typer.Argument(help="online-retail")]) -> None:
 
 
 def main() -> None:
-    """Exit codes: 0; 1 with a sentence on standard error; 2 for wrong usage; 130 after Ctrl-C."""
+    """Exit codes: 0; 1 with a sentence on standard error; 2 for wrong usage; 78, with its sentence too, where a worker
+    would fail in the same way again; 130 after Ctrl-C."""
     # What the Kafka client has to say about connections that come and go, the errors say better.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         app()
     except HeadraceError as error:
         say.print(f"headrace: {error}", markup=False)
-        sys.exit(1)
+        sys.exit(FINAL if isinstance(error, CannotGoOn) else 1)
 
 
 if __name__ == "__main__":

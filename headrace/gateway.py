@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from headrace.program import load
 from headrace.serving import page
 from headrace.serving.gateway import Settings, create, server
-from headrace.streams.address import parse_address
+from headrace.streams.address import Address, parse_address
 from headrace.streams.errors import HeadraceError
 from headrace.streams.parent import watch_parent
 
@@ -17,8 +18,32 @@ TOKEN = "HEADRACE_TOKEN"
 """The token comes by the environment: a command line can be read by everyone on the machine."""
 
 
-def serve(chosen: Settings) -> None:
-    """Serve a program's topics and its live page until SIGTERM or SIGINT."""
+def run(
+    program: str,
+    broker: Address,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    token: str | None = None,
+    parts: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Serve a program's topics and its live page until SIGTERM or SIGINT.
+
+    parts: other parts of the stack and the addresses of their metrics, which are served too
+
+    Raises ProgramError, and ServingError where it would listen beyond this machine without a good token.
+    """
+    app = load(program)
+    chosen = Settings(
+        app.name,
+        broker,
+        app.topics(),
+        app.processors(),
+        host=host,
+        port=port,
+        token=token,
+        parts=tuple(parts),
+    )
     gateway = create(chosen)
     page.mount(gateway, chosen)
     server(gateway, chosen).run()
@@ -37,18 +62,13 @@ def main() -> int:
     chosen = parser.parse_args()
     watch_parent(chosen.parent_fd)
     try:
-        app = load(chosen.program)
-        serve(
-            Settings(
-                app.name,
-                chosen.broker,
-                app.topics(),
-                app.processors(),
-                host=chosen.host,
-                port=chosen.port,
-                token=os.environ.get(TOKEN) or None,
-                parts=tuple((name, url) for name, _, url in (part.partition("=") for part in chosen.part)),
-            )
+        run(
+            chosen.program,
+            chosen.broker,
+            host=chosen.host,
+            port=chosen.port,
+            token=os.environ.get(TOKEN) or None,
+            parts=[(name, url) for name, _, url in (part.partition("=") for part in chosen.part)],
         )
     except HeadraceError as error:
         print(error, file=sys.stderr)

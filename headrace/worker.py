@@ -230,7 +230,14 @@ def warm_up() -> None:
     kernels.warm(progress)
 
 
-def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None, metrics_port: int = 0) -> None:
+def run(
+    app_program: str,
+    broker: str,
+    data: Path,
+    parent_fd: int | None = None,
+    metrics_port: int = 0,
+    metrics_host: str = metrics.LOOPBACK,
+) -> None:
     """The life of a worker process."""
     watch_parent(parent_fd)
     app = program.load(app_program)
@@ -238,8 +245,10 @@ def run(app_program: str, broker: str, data: Path, parent_fd: int | None = None,
     url = ""
     if metrics_port:
         metrics.describe_process(REGISTRY, "worker", BOUNDS)
-        metrics.serve(REGISTRY, metrics_port)
-        url = f"http://127.0.0.1:{metrics_port}/metrics"
+        metrics.serve(REGISTRY, metrics_port, metrics_host)
+        # Listening everywhere is no address: others reach it by this machine's name.
+        there = socket.gethostname() if metrics_host == "0.0.0.0" else metrics_host
+        url = f"http://{there}:{metrics_port}/metrics"
     # Few objects live long here and none in cycles: rare collections, and none of what start-up made.
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Metrics of a process, for Prometheus: served on loopback, each process with names of its own."""
+"""Metrics of a process, for Prometheus: served on loopback where nothing else is said, with names of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ def describe_process(registry: CollectorRegistry, part: str, bounds: Mapping[str
         told.labels(name).set(value)
 
 
-def serve(registry: CollectorRegistry, port: int) -> None:
-    """Serve a registry at http://127.0.0.1:port/metrics. A port that is taken costs the metrics, not the process."""
+LOOPBACK = "127.0.0.1"
+
+
+def serve(registry: CollectorRegistry, port: int, host: str = LOOPBACK) -> None:
+    """Serve a registry at http://host:port/metrics, to everyone who reaches it there: metrics want no token.
+
+    A port that is taken, or a host that is none of this machine's, costs the metrics, not the process.
+    """
     try:
-        start_http_server(port, "127.0.0.1", registry)
+        start_http_server(port, host, registry)
     except OSError as error:
-        logger.warning("metrics are not served: port %d on 127.0.0.1 cannot be had (%s)", port, error.strerror)
+        logger.warning("metrics are not served: port %d on %s cannot be had (%s)", port, host, error.strerror)

@@ -1,4 +1,7 @@
-"""`make run`: the local stack, two years (or the first 120 days) of a shop's orders at full speed, and a summary."""
+"""`make run`: the local stack, two years (or the first 120 days) of a shop's orders at full speed, and a summary.
+
+With HEADRACE_BROKER the lines go there, to workers that run already, and nothing is started here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -24,6 +27,8 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from headrace.models import versions
 from headrace.models.evaluation import exact
+from headrace.streams.address import Address, parse_address
+from headrace.streams.admin import ensure_topics
 from headrace.streams.closing import stop
 from headrace.streams.durations import DAY, micros
 from headrace.streams.errors import HeadraceError
@@ -37,6 +42,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace import running
+from headrace.program import load
 from headrace.stack import Stack
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,6 +62,11 @@ SETTLE_WITHIN = 120.0
 """Seconds without any progress after which a run is given up."""
 
 METRICS = ("roc_auc", "average_precision", "log_loss")
+
+NEXT = """try next, from this folder:
+  .venv/bin/headrace run examples/returns/pipeline.py      # and open its page
+  .venv/bin/headrace subscribe predictions.returns --from earliest --max 5
+  .venv/bin/headrace verify examples/returns/pipeline.py   # recompute it all"""
 
 
 class _Made(msgspec.Struct):
@@ -152,6 +163,31 @@ TOPICS = [
     "drift.returns",
     *(f"{t}.{kind}" for t in ("orders", "returns") for kind in ("rejected", "late")),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the replay goes. `lost` returns never, and raises HeadraceError when what runs there has died for good."""
+
+    broker: Address
+    lost: Callable[[], Awaitable[None]]
+    data: str
+
+
+@contextlib.asynccontextmanager
+async def somewhere(data: Path, console: Console) -> AsyncIterator[Place]:
+    """The broker that HEADRACE_BROKER names, or else a local stack."""
+    named = os.environ.get(running.BROKER)
+    if named:
+        broker = parse_address(named)
+        await ensure_topics(broker, load(PROGRAM).topics())
+        say(console, f"publishing to {broker}; its workers predict")
+        # Workers elsewhere die unseen: `settled` gives up when nothing moves.
+        yield Place(broker, asyncio.Event().wait, str(broker))
+        return
+    async with Stack(PROGRAM, data=data, tell=partial(say, console)) as stack:
+        say(console, f"page and gateway at {stack.gateway}; broker at {stack.broker}; data in {stack.data}")
+        yield Place(stack.broker, stack.wait, str(stack.data))
 
 
 @contextlib.asynccontextmanager
@@ -276,9 +312,8 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
     lines = await asyncio.to_thread(retail.lines, retail.file(which))
     orders = sum(line.topic == "orders" for line in lines)
     async with contextlib.AsyncExitStack() as closing:
-        stack = await closing.enter_async_context(Stack(PROGRAM, data=data, tell=partial(say, console)))
-        say(console, f"page and gateway at {stack.gateway}; broker at {stack.broker}; data in {stack.data}")
-        log = KafkaLog(stack.broker.bootstrap)
+        place = await closing.enter_async_context(somewhere(data, console))
+        log = KafkaLog(place.broker.bootstrap)
         closing.push_async_callback(log.close)
         ends = await log.ends([Partition("orders", 0), Partition("returns", 0)])
         skip = {p.topic: end for p, end in ends.items()}
@@ -290,11 +325,11 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
         numbers = Text()
         # The numbers are wider than a narrow terminal: under the bar they wrap, beside it they would be cut.
         with Live(Group(bar, numbers), console=console) if console.is_terminal else contextlib.nullcontext():
-            async with watching(stack.broker.bootstrap, seen):
+            async with watching(place.broker.bootstrap, seen):
                 shown = asyncio.create_task(show(bar, numbers, seen))
-                dead = asyncio.create_task(stack.wait())
+                dead = asyncio.ensure_future(place.lost())
                 began = time.monotonic()
-                work = asyncio.create_task(_work(stack.broker, log, lines, skip, seen))
+                work = asyncio.create_task(_work(place.broker, log, lines, skip, seen))
                 try:
                     await asyncio.wait([work, dead], return_when=asyncio.FIRST_COMPLETED)
                     if dead.done():
@@ -304,8 +339,8 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
                     for running_task in (shown, dead, work):
                         running_task.cancel()
                 seconds = time.monotonic() - began
-        carried = await weights(stack.broker.bootstrap)
-        return _summary(seen, len(lines), published, seconds) | {"data": str(stack.data), "weights": carried}
+        carried = await weights(place.broker.bootstrap)
+        return _summary(seen, len(lines), published, seconds) | {"data": place.data, "weights": carried}
 
 
 async def _work(broker: Any, log: KafkaLog, lines: Sequence[retail.Line], skip: dict[str, int], seen: Seen) -> int:
@@ -366,13 +401,6 @@ def tell(found: dict[str, Any], console: Console) -> None:
     heaviest = " · ".join(f"{name} {weight:+.2f}" for name, weight in found["weights"][:6])
     say(console, f"what carries it (weights over standardised features): {heaviest}")
     say(console, f"data: {found['data']}")
-    say(
-        console,
-        "try next, from this folder:\n"
-        "  .venv/bin/headrace run examples/returns/pipeline.py      # and open its page\n"
-        "  .venv/bin/headrace subscribe predictions.returns --from earliest --max 5\n"
-        "  .venv/bin/headrace verify examples/returns/pipeline.py   # recompute it all",
-    )
 
 
 async def interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
@@ -410,8 +438,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # its news of connections is the stack's to tell
     console = Console()
     data = running.home() / "returns"
+    here = not os.environ.get(running.BROKER)
     try:
-        prepare(data, which)
+        if here:
+            prepare(data, which)
         found = asyncio.run(interruptible(replay(which, data, console)))
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
@@ -419,8 +449,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the next run goes on from here", file=sys.stderr)
         return 130
-    (data / "replay.json").write_text(json.dumps({"which": which, "finished": True}))
     tell(found, console)
+    if here:
+        (data / "replay.json").write_text(json.dumps({"which": which, "finished": True}))
+        say(console, NEXT)
     wanted = os.environ.get("HEADRACE_SUMMARY")
     if wanted:
         weights = {f"weight_{name}": weight for name, weight in found.pop("weights")}

@@ -1,5 +1,5 @@
-"""What `make test-stack` needs beside Python packages: a browser, Java and Maven from the system's package manager, and
-Apache Kafka, which Maven fetches."""
+"""What `make test-stack` needs beside Python packages: a browser, Java, Maven, Prometheus and Redis from the system's
+package manager, and Apache Kafka, which Maven fetches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import sys
 
 from tests.stack import kafka
 
-NEEDED = {"chromium": "chromium", "javac": "default-jdk-headless", "mvn": "maven"}
+NEEDED = {
+    "chromium": "chromium",
+    "javac": "default-jdk-headless",
+    "mvn": "maven",
+    "prometheus": "prometheus",
+    "redis-server": "redis-server",
+}
 """A command, and the Debian package that has it."""
 
 
