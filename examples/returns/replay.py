@@ -170,7 +170,7 @@ class Place:
     """Where the replay goes. `lost` returns never, and raises HeadraceError when what runs there has died for good."""
 
     broker: Address
-    lost: Callable[[], Awaitable[None]]
+    lost: Callable[[], Awaitable[object]]
     data: str
 
 

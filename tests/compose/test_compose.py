@@ -280,7 +280,6 @@ def test_one_node_is_whole_and_three_are_a_cluster(
         assert p["min.insync.replicas"] == p["transaction.state.log.min.isr"] == in_sync
         assert found[name]["networks"]["default"]["aliases"] == ["brokers"]
     assert found["worker"]["environment"]["HEADRACE_BROKER"] == f"kafka://brokers:{ports['CLIENT']}"
-    assert found["worker"]["environment"]["HEADRACE_REPLICATION"] == copies
 
 
 def test_what_three_nodes_need_is_told_in_the_example() -> None:

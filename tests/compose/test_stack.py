@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml as plain processes: their own commands, environment and settings, without Docker."""
+"""The services of docker-compose.yml as plain processes, without Docker: their own commands, environment, settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         return [sys.executable, *asked[1:]]
 
     with contextlib.ExitStack() as running:
+        (folder / "kafka").mkdir()
         cluster = running.enter_context(kafka(folder / "kafka", nodes=1, **settings))
         known = {"HEADRACE_BROKER": str(cluster.address)}
         worker = running.enter_context(
@@ -130,7 +132,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             },
         )
         for name in ("worker", "gateway"):
-            eventually(lambda name=name: made.healthy(name), 180)
+            eventually(partial(made.healthy, name), 180)
         yield made
 
 
