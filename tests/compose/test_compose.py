@@ -21,8 +21,9 @@ from headrace.streams.address import Address, parse_address
 from packaging.specifiers import SpecifierSet
 from prometheus_client import CollectorRegistry
 
-from headrace import program, worker
+from headrace import program
 from headrace.command import app as command_line
+from headrace.supervisor import STOP_WAIT
 from tests import shop
 from tests.compose import reading
 from tests.compose.reading import CLUSTER, OURS, check_of, filled, option, published, services
@@ -288,7 +289,8 @@ def test_what_three_nodes_need_is_told_in_the_example() -> None:
 
 
 def test_a_service_that_is_stopped_has_the_time_that_it_takes() -> None:
-    assert reading.seconds(SERVICES["worker"]["stop_grace_period"]) > 1.5 * worker.STOP_WITHIN
+    # Twice what the local stack gives its own: a broker over a network is slower to answer.
+    assert reading.seconds(SERVICES["worker"]["stop_grace_period"]) >= 2 * STOP_WAIT
     assert reading.seconds(SERVICES["gateway"]["stop_grace_period"]) > 1.5 * GRACE
 
 
