@@ -169,11 +169,9 @@ def worker(
     from headrace.program import load
     from headrace.running import home
     from headrace.streams.address import parse_address
-    from headrace.streams.admin import ensure_topics
     from headrace.worker import run as run_worker
 
     address, declared = parse_address(broker), load(program)
-    asyncio.run(ensure_topics(address, declared.topics()))
     run_worker(
         program,
         address.bootstrap,
