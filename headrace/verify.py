@@ -30,6 +30,7 @@ from headrace.state import newest_mark, part, records
 from headrace.streams.batch import Record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Fetched, Log, Partition
+from headrace.streams.runner import SETTLE_ROWS
 from headrace.streams.store import MemoryStore
 from headrace.streams.task import Hurry, Task
 
@@ -47,10 +48,14 @@ KEPT_VERSIONS = 3
 
 @dataclass(slots=True)
 class Comparison:
-    """What one comparison found: how many records it compared, how many differ in which way, and examples of each."""
+    """What one comparison found: how many records it compared, how many differ in which way, and examples of each.
+
+    again: records published once more where the application promises at least once; no difference
+    """
 
     what: str
     compared: int = 0
+    again: int = 0
     ways: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
@@ -198,7 +203,10 @@ async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> 
     # What drift detectors say depends on the scores of the day.
     topics = [t for t in stage.outputs if not t.startswith("drift.")]
     mine = f"{stage.name}-{number}-"
-    compared = {t: _Published(log, t, _where(t, number), extent, mine, f" {number}" if number else "") for t in topics}
+    label = f" {number}" if number else ""
+    compared = {
+        t: _Published(log, t, _where(t, number), extent, mine, label, again=t in stage.ahead) for t in topics
+    }
     async for record in _recomputed(log, task, extent):
         if record.topic in compared:
             await compared[record.topic].compare(record)
@@ -219,7 +227,7 @@ async def _learning(log: Log, stage: plan.Stage, model: Model, extent: _Extent, 
     """Learn the outcomes again from the first one: every version and every metric must be the same."""
     task, _ = stage.build(0, MemoryStore())
     topic = f"metrics.{model.name}"
-    metrics = _Published(log, topic, Partition(topic, 0), extent)
+    metrics = _Published(log, topic, Partition(topic, 0), extent, again=topic in stage.ahead)
     newest = None
     async for record in _recomputed(log, task, extent):
         if record.topic == versions.REGISTRY:
@@ -358,11 +366,19 @@ class _Entry:
 class _Published:
     """What a task published on one topic, compared with what is expected, one after the other.
 
-    mine: how the ids of this task's records begin, where other tasks write to the same partition
+    mine:  how the ids of this task's records begin, where other tasks write to the same partition
+    again: whether a record may come more than once, as the application promises at least once
     """
 
     def __init__(
-        self, log: Log, topic: str, partition: Partition, extent: _Extent, mine: str = "", label: str = ""
+        self,
+        log: Log,
+        topic: str,
+        partition: Partition,
+        extent: _Extent,
+        mine: str = "",
+        label: str = "",
+        again: bool = False,
     ) -> None:
         self.check = Comparison(topic + label)
         self.expected = 0
@@ -373,13 +389,17 @@ class _Published:
         self._ahead: deque[_Entry] = deque()
         self._about: Counter[Hashable] = Counter()
         self._lately: dict[Hashable, None] = {}
+        self._again = again
+        self._remembered = LOOK_AHEAD + (SETTLE_ROWS if again else 0)
 
     async def compare(self, record: Record) -> None:
         """The next record expected."""
         self.check.compared += 1
         self.expected += 1
         about, lasting = self._read(record.key, record.value)
-        if not self._ahead:
+        await self._fill(1)
+        while self._again and self._ahead and self._ahead[0].about != about and self._ahead[0].about in self._lately:
+            self._extra(self._next())
             await self._fill(1)
         if not self._ahead or self._ahead[0].about != about:
             await self._fill(LOOK_AHEAD)
@@ -392,7 +412,7 @@ class _Published:
         if published.lasting != lasting:
             self.check.differ("changed", f"published {_short(published.value)}, recomputed {_short(record.value)}")
         self._lately[about] = None
-        if len(self._lately) > LOOK_AHEAD:
+        if len(self._lately) > self._remembered:
             del self._lately[next(iter(self._lately))]
 
     async def rest(self) -> None:
@@ -403,8 +423,11 @@ class _Published:
                 self._extra(published)
 
     def _extra(self, published: _Entry) -> None:
-        self.check.compared += 1
         twice = published.about in self._lately
+        if twice and self._again:
+            self.check.again += 1
+            return
+        self.check.compared += 1
         self.check.differ("published twice" if twice else "published, and not recomputed", _short(published.value))
 
     def _next(self) -> _Entry:
@@ -457,7 +480,8 @@ def tell(found: Sequence[Comparison], say: Callable[[str], None]) -> None:
     for check in found:
         ways = ", ".join(f"{count:,} {way}" for way, count in check.ways.items())
         verdict = f"{check.different:,} DIFFER: {ways}" if check.different else "equal"
-        say(f"{check.what:<32} {check.compared:>10,} compared   {verdict}")
+        again = f", {check.again:,} published again" if check.again else ""
+        say(f"{check.what:<32} {check.compared:>10,} compared   {verdict}{again}")
         for example in check.examples:
             say(f"    {example}")
     different = sum(c.different for c in found)

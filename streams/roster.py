@@ -199,8 +199,8 @@ class Roster:
                     standbys[at] = standbys.get(at, 0) + 1
                 elif at not in owners or _claim(worker, task) > _claim(*owners[at]):
                     owners[at] = worker, task
-        wanted = [(p.name, n) for p in self._processors for n in range(p.partitions)]
-        wanted += sorted(at for at in {*owners, *standbys} if not self._processors or at not in wanted)
+        wanted = dict.fromkeys((p.name, n) for p in self._processors for n in range(p.partitions))
+        wanted.update(dict.fromkeys(sorted({*owners, *standbys})))  # what a worker of another version runs is told too
         places = []
         for at in wanted:
             owner, running = owners.get(at, (None, None))
