@@ -11,12 +11,9 @@ from aiokafka import AIOKafkaProducer
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import Row
-from headrace.streams.topics import Topic
-from headrace.streams.workers import WORKERS, TaskStatus, WorkerStatus
+from headrace.streams.workers import TOPIC, WORKERS, TaskStatus, WorkerStatus
 
 from tests.scene import write
-
-TOPIC = Topic(WORKERS, "registry", 1, None, {"cleanup.policy": "compact"})
 
 
 def worker(number: int, *tasks: TaskStatus, ago: float = 0.0, app: str = "crew", **more: Any) -> WorkerStatus:

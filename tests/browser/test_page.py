@@ -16,8 +16,7 @@ import httpx
 import msgspec
 import pytest
 from headrace.streams.publisher import Row
-from headrace.streams.topics import Topic
-from headrace.streams.workers import WORKERS, TaskStatus, WorkerStatus
+from headrace.streams.workers import TOPIC, WORKERS, TaskStatus, WorkerStatus
 from playwright.sync_api import Locator, Page, expect
 
 from headrace.program import load
@@ -100,7 +99,7 @@ def told(number: int, partitions: Sequence[TaskStatus], ago: float = 0.0) -> Row
 def test_workers_are_seen_with_their_tasks_and_how_far_a_restore_is(live: Page, shop: Shop) -> None:
     """Another worker tells that it has taken a task over: a later generation is believed."""
     workers = section(live, "workers")
-    shop.make(Topic(WORKERS, "registry", 1, None, {"cleanup.policy": "compact"}))
+    shop.make(TOPIC)
     restoring = TaskStatus(stage="orders", partition=0, state="restoring", restored=45, to_restore=100)
     shop.write(WORKERS, told(77, [restoring]))
     expect(workers.locator(".cell.restoring")).to_contain_text("45%")

@@ -15,9 +15,9 @@ from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.roster import Crew, Roster
 from headrace.streams.topics import Processor
-from headrace.streams.workers import WorkerStatus
+from headrace.streams.workers import TOPIC, WorkerStatus
 
-from tests.crew import TOPIC, end, task, tell, worker
+from tests.crew import end, task, tell, worker
 from tests.scene import eventually, free_port, fresh, gateway_thread, url_of
 
 PROCESSORS = (
