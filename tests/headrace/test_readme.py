@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from headrace.streams.address import Address
 from typer.testing import CliRunner
@@ -35,6 +36,13 @@ async def test_its_pipeline_predicts(shop: Path, tmp_path: Path) -> None:
     ):
         await connection.publish("orders", order())
         made = [m async for m in connection.subscribe("predictions.returns", "earliest", timeout=10)]
+        async with httpx.AsyncClient(base_url=stack.gateway, trust_env=False) as gateway:
+            ready = await gateway.get("/ready")
+            seen = (await gateway.get("/workers")).json()
+    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+    assert [w["state"] for w in seen["workers"]] == ["running"]
+    tasks = [(t["processor"], t["state"]) for t in seen["tasks"]]
+    assert tasks == [("orders", "running"), ("learn.returns", "running")]
     assert [(m.key, m.value["score"], m.value["version"]) for m in made] == [("13085", 0.02, "returns@0")]
 
 

@@ -76,10 +76,6 @@ def test_a_stack_is_found_by_others_and_ends_whole_on_a_signal(home: Path, sign:
             assert {"orders", "predictions.returns"} <= set(connection.topics())
             assert connection.publish("orders", order("17850")).offset == 0
         assert httpx.get(f"{found.gateway}/health", trust_env=False).status_code == 200
-        eventually(lambda: httpx.get(f"{found.gateway}/ready", trust_env=False).json()["status"] == "ok")
-        told = httpx.get(f"{found.gateway}/workers", trust_env=False).json()
-        assert [w["pid"] for w in told["workers"]] == [found.processes["worker"]]
-        assert {t["state"] for t in told["tasks"]} == {"running"}
         process.send_signal(sign)
         assert process.wait(40) == 0
         assert gone(pids), "no child outlives an orderly stop"
