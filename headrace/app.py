@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from headrace import plan
 from headrace.streams.errors import DeclarationError
@@ -71,6 +72,20 @@ class App:
         plan.topics(self)
         for model in self.models:
             plan.check(model)
+
+    @cached_property
+    def faust(self) -> Any:  # Faust is untyped
+        """A `faust.App` for agents, timers, crontabs and commands of one's own, made at its first use; workers run it
+        in a process beside their tasks. It keeps no tables, and its agents take one event at a time.
+        """
+        from headrace import agents
+
+        return agents.build(self.name)
+
+    @property
+    def has_agents(self) -> bool:
+        """Whether the program has made use of `faust`; one that has not does not load it."""
+        return "faust" in self.__dict__
 
     @property
     def events(self) -> tuple[type[Event], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -160,25 +161,32 @@ def worker(
     program: Program,
     broker: Annotated[str, typer.Option(envvar="HEADRACE_BROKER", help="kafka://host:port", metavar="ADDRESS")],
     data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
-    metrics_port: Annotated[int, typer.Option(help="serve Prometheus metrics on this port", min=1, max=65535)] = 9464,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="of Prometheus metrics; left out, 9464 or a free one", min=1, max=65535)
+    ] = None,
     metrics_host: Annotated[
         str, typer.Option(help="where metrics are served, to everyone who reaches it: they want no token")
     ] = "127.0.0.1",
 ) -> None:
-    """Run a worker of a program against a broker; topics that are missing are created."""
+    """Run a worker of a program against a broker. Started several times, workers share the tasks."""
     from headrace.program import load
-    from headrace.running import home
+    from headrace.running import BROKER, home
+    from headrace.stack import choose_port
     from headrace.streams.address import parse_address
+    from headrace.streams.errors import CannotGoOn
+    from headrace.supervisor import FINAL
+    from headrace.worker import METRICS_PORT
     from headrace.worker import run as run_worker
 
-    address, declared = parse_address(broker), load(program)
-    run_worker(
-        program,
-        address.bootstrap,
-        data or home() / declared.name,
-        metrics_port=metrics_port,
-        metrics_host=metrics_host,
-    )
+    address = parse_address(broker)
+    os.environ[BROKER] = address.bootstrap  # what the program's agents are made for
+    port = choose_port(metrics_host, metrics_port, METRICS_PORT, "--metrics-port")
+    folder = data or home() / load(program).name
+    try:
+        run_worker(program, address.bootstrap, folder, metrics_port=port, metrics_host=metrics_host)
+    except CannotGoOn as error:
+        say.print(f"headrace: {error}", markup=False)
+        raise typer.Exit(FINAL) from error
 
 
 @app.command()
@@ -202,6 +210,20 @@ def gateway(
     choose_port(host, port, port, "--port")  # says what is wrong with it; the server would only leave
     say.print(f"the gateway of {program} listens on {host}:{port}; its broker is {address}", markup=False)
     run_gateway(program, address, host=host, port=port, token=token)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def faust(
+    context: typer.Context,
+    program: Program,
+    broker: Broker = None,
+) -> None:
+    """Faust's own command line on a program's `app.faust`: its agents, a message to one, commands of one's own."""
+    from headrace.program import load
+    from headrace.running import BROKER, find_broker
+
+    os.environ[BROKER] = find_broker(broker).bootstrap
+    load(program).faust.command_line(context.args)
 
 
 @app.command()

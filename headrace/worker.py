@@ -23,7 +23,9 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from headrace import plan, program
 from headrace.app import App
+from headrace.errors import StackError
 from headrace.presence import Cleaner, Presence
+from headrace.running import BROKER
 from headrace.streams import kernels, metrics, runner
 from headrace.streams.address import parse_address
 from headrace.streams.admin import ensure_topics
@@ -37,15 +39,24 @@ from headrace.streams.runner import Runner
 from headrace.streams.slots import Slot
 from headrace.streams.store import RocksStore
 from headrace.streams.workers import TOPIC, WorkerStatus
-from headrace.supervisor import FINAL, NOTE
+from headrace.supervisor import FINAL, NOTE, Child, Supervisor
 
 logger = logging.getLogger("headrace.worker")
+
+METRICS_PORT = 9464
+"""Where a worker's metrics are by custom."""
 
 REPORT_EVERY = 1.0
 """Seconds between updates of the exported metrics."""
 
 NOTE_AFTER = 1.5
 """Seconds of silence before the worker says what it waits for; reading compiled kernels takes less."""
+
+AGENTS_READY = 60.0
+"""Seconds for the program's Faust app to join its group: it waits for the others of its group."""
+
+AGENTS_AGAIN = 60.0
+"""Seconds after which agents are tried again that died too often; the tasks go on all the while."""
 
 REGISTRY = CollectorRegistry()
 
@@ -93,8 +104,9 @@ class SystemClock:
 class Worker:
     """One worker of an application, within `run`."""
 
-    def __init__(self, app: App, broker: str, data: Path, metrics_url: str = "") -> None:
+    def __init__(self, app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
         self._app = app
+        self._program = program
         self._broker = broker.removeprefix("kafka://")
         self._data = data
         self._metrics = metrics_url
@@ -128,6 +140,8 @@ class Worker:
         cleaner = Cleaner(log, app.name, presence, self.leads)
         running = asyncio.create_task(fleet.run())
         beside = [asyncio.create_task(b) for b in (presence.run(), cleaner.run(), _report(fleet))]
+        if app.has_agents and self._program:
+            beside.append(asyncio.create_task(self._host_agents(slot.path)))
         stopped = asyncio.create_task(self._stopping.wait())
         first = asyncio.create_task(fleet.first.wait())
         try:
@@ -145,6 +159,21 @@ class Worker:
             with contextlib.suppress(HeadraceError):
                 await log.close()
             slot.release()
+
+    async def _host_agents(self, logs: Path) -> None:
+        """Keep the program's Faust app running. Whatever becomes of it, the tasks go on."""
+        argv = ["-m", "headrace.agents", self._program, "--broker", self._broker]
+        while True:
+            supervisor = Supervisor(logs, tell=logger.warning)
+            try:
+                await supervisor.start(Child("agents", argv, AGENTS_READY))
+                logger.info("the agents run; their log is %s", logs / "agents.log")
+                await supervisor.wait()
+            except StackError as error:
+                logger.error("%s\nthe tasks go on; the agents are tried again in %.0f s", error, AGENTS_AGAIN)
+            finally:
+                await supervisor.stop()
+            await asyncio.sleep(AGENTS_AGAIN)
 
     def stop(self) -> None:
         """End the open cycles, leave the group, and let `run` return."""
@@ -182,12 +211,12 @@ def runners(app: App, log: KafkaLog, data: Path) -> list[Runner]:
     return made
 
 
-async def serve(app: App, broker: str, data: Path, metrics_url: str = "") -> None:
+async def serve(app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
     """Run a worker until SIGTERM or SIGINT, or until a task fails for good: then its error is raised.
 
     The first signal ends it in order, the second at once: what is open is aborted by whoever takes over.
     """
-    worker = Worker(app, broker, data, metrics_url)
+    worker = Worker(app, broker, data, metrics_url, program)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -239,7 +268,11 @@ def run(
     metrics_host: str = metrics.LOOPBACK,
 ) -> None:
     """The life of a worker process."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    # While the log is away aiokafka says so ten times a second; what matters of it the worker says itself.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     watch_parent(parent_fd)
+    os.environ[BROKER] = broker  # what the program's agents are made for
     app = program.load(app_program)
     warm_up()
     url = ""
@@ -256,9 +289,9 @@ def run(
     try:
         import uvloop
 
-        uvloop.run(serve(app, broker, data, url))
+        uvloop.run(serve(app, broker, data, url, app_program))
     except ImportError:
-        asyncio.run(serve(app, broker, data, url))
+        asyncio.run(serve(app, broker, data, url, app_program))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,9 +302,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent-fd", type=int)
     parser.add_argument("--metrics-port", type=int, default=0)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    # While the log is away aiokafka says so ten times a second; what matters of it the worker says itself.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         run(options.program, options.broker, options.data, options.parent_fd, options.metrics_port)
     except HeadraceError as error:

@@ -33,10 +33,6 @@ class BadAddress(StreamsError):
     """The address of a broker cannot be read. Write `kafka://host:port`."""
 
 
-class TopicMismatch(StreamsError):
-    """A topic of the log is not as the program declares it. The message says what differs."""
-
-
 class LogUnavailable(StreamsError):
     """The log did not answer within its bound. It is safe to try again."""
 
@@ -44,6 +40,10 @@ class LogUnavailable(StreamsError):
 class CannotGoOn(HeadraceError):
     """Starting again would fail in the same way at the same event. Mend what the message names, then start again: the
     task goes on from there, and nothing is lost."""
+
+
+class TopicMismatch(CannotGoOn, StreamsError):
+    """A topic of the log is not as the program declares it. The message says what differs."""
 
 
 class OperatorError(CannotGoOn, StreamsError):

@@ -34,7 +34,8 @@ ACCOUNTS = 40
 class Bank:
     """Workers by number, each a process."""
 
-    def __init__(self, address: Address, folder: Path, standby: int = 0) -> None:
+    def __init__(self, address: Address, folder: Path, standby: int, program: Path) -> None:
+        self.program = program
         self.address = address
         self.folder = folder
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -48,7 +49,7 @@ class Bank:
         self._over = threading.Event()
 
     def start(self, number: int) -> None:
-        command = [sys.executable, "-m", "headrace.worker", str(PROGRAM), "--broker", self.address.bootstrap]
+        command = [sys.executable, "-m", "headrace.worker", str(self.program), "--broker", self.address.bootstrap]
         with self.log(number).open("ab") as log:
             self.processes[number] = subprocess.Popen(
                 [*command, "--data", str(self.folder / "data")],
@@ -160,8 +161,8 @@ class Bank:
 
 
 @contextmanager
-def bank(address: Address, folder: Path, standby: int = 0) -> Iterator[Bank]:
-    made = Bank(address, folder, standby)
+def bank(address: Address, folder: Path, standby: int = 0, program: Path = PROGRAM) -> Iterator[Bank]:
+    made = Bank(address, folder, standby, program)
     try:
         yield made
     finally:
