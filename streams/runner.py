@@ -93,7 +93,8 @@ async def replay(
     end = (await log.ends([partition])).get(partition, 0)
     begin = (await log.starts([partition])).get(partition, 0)
     position = task.position
-    stale = position < end and wall() - task.written > STALE_AFTER
+    # One offset more is the marker of this store's own last commit; whatever else was written took two at least.
+    stale = end - position > 1 and wall() - task.written > STALE_AFTER
     if position and (position < begin or position > end or stale):
         why = "its disk was written too long ago" if stale else "its changelog was cut or made anew meanwhile"
         logger.info("task %s-%d is restored from nothing: %s", task.name, task.number, why)
