@@ -44,9 +44,13 @@ class Presence:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            status = self._status()
-            await self._tell(status.worker, msgspec.json.encode(status))
+            await self.tell()
             await asyncio.sleep(TELL_EVERY)
+
+    async def tell(self) -> None:
+        """Once."""
+        status = self._status()
+        await self._tell(status.worker, msgspec.json.encode(status))
 
     async def leave(self) -> None:
         """The last word of a worker that ends in order: its record goes."""
