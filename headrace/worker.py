@@ -16,8 +16,10 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -40,6 +42,11 @@ from headrace.streams.slots import Slot
 from headrace.streams.store import RocksStore
 from headrace.streams.workers import TOPIC, WorkerStatus
 from headrace.supervisor import FINAL, NOTE, Child, Supervisor
+
+with warnings.catch_warnings():
+    # It uses what newer Pythons and its own dependencies have deprecated.
+    warnings.simplefilter("ignore")
+    from mode import Service
 
 logger = logging.getLogger("headrace.worker")
 
@@ -101,26 +108,34 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-class Worker:
-    """One worker of an application, within `run`."""
+class Worker(Service):
+    """The control plane of one worker: services of Faust's (mode) that host the tasks, tell of them, and lead.
+
+    It is a tree of its own. The program's own Faust app is not in it but in another process: what crashes there would
+    crash the tree to its root, and with it the tasks.
+
+    `start`, then wait for `ended`: it raises what ended a task for good; then `stop`.
+    """
+
+    mundane_level = "debug"
 
     def __init__(self, app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
+        super().__init__()
         self._app = app
         self._program = program
         self._broker = broker.removeprefix("kafka://")
         self._data = data
         self._metrics = metrics_url
         self._id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._started = int(time.time() * 1000)
-        self._stopping = asyncio.Event()
-        self._fleet: Fleet | None = None
+        self._began = int(time.time() * 1000)
+        self._fleet: Fleet
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Until `stop`, or until a task fails for good: then its error is raised."""
+    async def on_start(self) -> None:
         app, client = self._app, f"headrace-{self._app.name}"
         await ensure_topics(parse_address(self._broker), [*app.topics(), TOPIC])
-        slot = Slot(self._data)
-        log = KafkaLog(self._broker, client_id=client)
+        slot = self._slot = Slot(self._data)
+        log = self._log = KafkaLog(self._broker, client_id=client)
         stages = plan.stages(app)
 
         def joined(member: str) -> None:
@@ -135,33 +150,52 @@ class Worker:
             joined=joined,
             client_id=client,
         )
-        fleet = self._fleet = Fleet(stages, log, membership, slot, SystemClock())
-        presence = Presence(self._broker, self.status, client)
-        cleaner = Cleaner(log, app.name, presence, self.leads)
-        running = asyncio.create_task(fleet.run())
-        beside = [asyncio.create_task(b) for b in (presence.run(), cleaner.run(), _report(fleet))]
-        if app.has_agents and self._program:
-            beside.append(asyncio.create_task(self._host_agents(slot.path)))
-        stopped = asyncio.create_task(self._stopping.wait())
-        first = asyncio.create_task(fleet.first.wait())
-        try:
-            await asyncio.wait([running, stopped, first], return_when=asyncio.FIRST_COMPLETED)
-            if first.done() and fleet.assignment is not None:
-                print(f"ready: {len(fleet.assignment.running)} tasks of {app.name}", flush=True)
-            await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
-            fleet.stop()
-            await running
-        finally:
-            for one in [*beside, stopped, first]:
-                one.cancel()
-            await asyncio.wait([*beside, stopped, first])
-            await presence.leave()
-            with contextlib.suppress(HeadraceError):
-                await log.close()
-            slot.release()
+        self._fleet = Fleet(stages, log, membership, slot, SystemClock())
+        self._presence = Presence(self._broker, self.status, client)
 
-    async def _host_agents(self, logs: Path) -> None:
+    async def on_stop(self) -> None:
+        """End the open cycles, leave the group, and say so."""
+        if not hasattr(self, "_presence"):
+            return  # it did not get so far
+        self._fleet.stop()
+        await asyncio.wait([self.ended])
+        await self._presence.leave()
+        with contextlib.suppress(HeadraceError):
+            await self._log.close()
+        self._slot.release()
+
+    @Service.task
+    async def _run_tasks(self) -> None:
+        try:
+            await self._fleet.run()
+            self.ended.set_result(None)
+        except Exception as error:
+            self.ended.set_exception(error)
+
+    @Service.task
+    async def _greet(self) -> None:
+        await self._fleet.first.wait()
+        if self._fleet.assignment is not None:
+            print(f"ready: {len(self._fleet.assignment.running)} tasks of {self._app.name}", flush=True)
+
+    @Service.task
+    async def _tell(self) -> None:
+        await self._presence.run()
+
+    @Service.task
+    async def _clean(self) -> None:
+        await Cleaner(self._log, self._app.name, self._presence, self.leads).run()
+
+    @Service.timer(REPORT_EVERY)
+    async def _measure(self) -> None:
+        _report(self._fleet)
+
+    @Service.task
+    async def _host_agents(self) -> None:
         """Keep the program's Faust app running. Whatever becomes of it, the tasks go on."""
+        if not (self._app.has_agents and self._program):
+            return
+        logs = self._slot.path
         argv = ["-m", "headrace.agents", self._program, "--broker", self._broker]
         while True:
             supervisor = Supervisor(logs, tell=logger.warning)
@@ -175,28 +209,24 @@ class Worker:
                 await supervisor.stop()
             await asyncio.sleep(AGENTS_AGAIN)
 
-    def stop(self) -> None:
-        """End the open cycles, leave the group, and let `run` return."""
-        self._stopping.set()
-
     def leads(self) -> bool:
         """Whether the group has made this worker the one that does what one worker should."""
-        return self._fleet is not None and self._fleet.assignment is not None and self._fleet.assignment.leader
+        return self._fleet.assignment is not None and self._fleet.assignment.leader
 
     def status(self) -> WorkerStatus:
-        assignment = self._fleet.assignment if self._fleet else None
+        assignment = self._fleet.assignment
         return WorkerStatus(
             worker=self._id,
             app=self._app.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            started=self._started,
+            started=self._began,
             time=int(time.time() * 1000),
-            state="stopping" if self._stopping.is_set() else "running" if assignment else "joining",
+            state="stopping" if self.should_stop else "running" if assignment else "joining",
             guarantee=self._app.guarantee,
             generation=assignment.generation if assignment else -1,
             metrics=self._metrics,
-            tasks=self._fleet.statuses() if self._fleet else (),
+            tasks=self._fleet.statuses(),
         )
 
 
@@ -216,34 +246,41 @@ async def serve(app: App, broker: str, data: Path, metrics_url: str = "", progra
 
     The first signal ends it in order, the second at once: what is open is aborted by whoever takes over.
     """
-    worker = Worker(app, broker, data, metrics_url, program)
+    worker, stopping = Worker(app, broker, data, metrics_url, program), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        worker.stop()
+        stopping.set()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, 1)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    await worker.run()
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await worker.start()
+        either: list[asyncio.Future[Any]] = [worker.ended, stopped]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        await worker.stop()
+    if worker.ended.done():
+        worker.ended.result()
 
 
-async def _report(fleet: Fleet) -> None:
-    while True:
-        for (task, number), progress in fleet.progress.items():
-            for name, gauge in COUNTS.items():
-                gauge.labels(task, str(number)).set(getattr(progress, name))
-        HERE.clear()
-        for told in fleet.statuses():
-            HERE.labels(told.stage, str(told.partition), told.state).set(1)
-        for r in fleet.runners:
-            label = (r.task.name, str(r.task.number))
-            LAG.labels(*label).set(r.lag)
-            WATERMARK.labels(*label).set(r.task.merge.watermark / 1e6)
-            for source in r.task.inputs:
-                BUFFERED.labels(r.task.name, source.partition.topic).set(source.buffered)
-        await asyncio.sleep(REPORT_EVERY)
+def _report(fleet: Fleet) -> None:
+    for (task, number), progress in fleet.progress.items():
+        for name, gauge in COUNTS.items():
+            gauge.labels(task, str(number)).set(getattr(progress, name))
+    HERE.clear()
+    for told in fleet.statuses():
+        HERE.labels(told.stage, str(told.partition), told.state).set(1)
+    for r in fleet.runners:
+        label = (r.task.name, str(r.task.number))
+        LAG.labels(*label).set(r.lag)
+        WATERMARK.labels(*label).set(r.task.merge.watermark / 1e6)
+        for source in r.task.inputs:
+            BUFFERED.labels(r.task.name, source.partition.topic).set(source.buffered)
 
 
 def warm_up() -> None:
