@@ -20,6 +20,8 @@ WATCHED = ROOT / "tests" / "headrace" / "watched_bank.py"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
+@pytest.mark.stack
+@pytest.mark.timeout(300)
 def test_agents_run_beside_the_tasks_and_harm_none(tmp_path: Path) -> None:
     with broker_process(tmp_path / "broker") as address, bank(address, tmp_path, program=WATCHED) as the:
         the.start(0)
