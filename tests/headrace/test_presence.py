@@ -16,7 +16,7 @@ from headrace.streams.workers import TOPIC, WORKERS, WorkerStatus
 
 from headrace import presence
 from headrace.presence import Cleaner, Presence
-from headrace.verify import records
+from headrace.state import records
 
 
 def status(worker: str, app: str = "bank") -> WorkerStatus:

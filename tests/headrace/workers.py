@@ -23,7 +23,7 @@ from headrace.streams.publisher import Publisher, Row
 from headrace.streams.workers import WORKERS, WorkerStatus
 
 from headrace.program import load
-from headrace.verify import records
+from headrace.state import records
 from tests.scene import ROOT, eventually
 
 PROGRAM = ROOT / "tests" / "headrace" / "bank.py"
