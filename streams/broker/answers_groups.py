@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from itertools import groupby
 from typing import Any
 
 from kio.schema.errors import ErrorCode
 
-from .call import Call, names
+from .call import Call
 from .coordinator import Committed, Place, check_group_id
 from .errors import Refusal
 from .groups import Group, Joined, JoinRequest, Synced
@@ -178,12 +177,11 @@ def accept_offsets(call: Call, error: ErrorCode) -> tuple[dict[Place, Committed]
             code = error
             try:
                 if code is ErrorCode.none:
-                    name = call.topic(topic)
-                    accepted[name, entry.partition_index] = _accept(call, name, entry)
+                    accepted[topic.name, entry.partition_index] = _accept(call, topic.name, entry)
             except Refusal as refusal:
                 code = refusal.code
             partitions.append({"partition_index": entry.partition_index, "error_code": code})
-        topics.append({**names(topic), "partitions": partitions})
+        topics.append({"name": topic.name, "partitions": partitions})
     return accepted, topics
 
 
@@ -214,26 +212,15 @@ def _fetch_offsets(call: Call, group_id: str, wanted: Iterable[Message] | None, 
         return {"error_code": refusal.code}
     committed = call.node.groups.committed(group_id)
     unstable = call.node.transactions.unstable(group_id) if stable else set()
-    topics = []
     if wanted is None:
-        for name, places in groupby(sorted(committed.keys() | unstable), key=lambda place: place[0]):
-            topic = call.node.topics.get(name)
-            partitions = [_offset_fields(place[1], committed.get(place), place in unstable) for place in places]
-            topics.append({"name": name, "topic_id": topic.id if topic else None, "partitions": partitions})
-        return {"topics": topics}
-    for asked in wanted:
-        try:
-            name = call.topic(asked)
-            partitions = [
-                _offset_fields(index, committed.get((name, index)), (name, index) in unstable)
-                for index in asked.partition_indexes
-            ]
-        except Refusal as refusal:
-            partitions = [
-                _offset_fields(index, None, False) | {"error_code": refusal.code} for index in asked.partition_indexes
-            ]
-        topics.append({**names(asked), "partitions": partitions})
-    return {"topics": topics}
+        places = sorted(committed.keys() | unstable)
+    else:
+        places = [(topic.name, index) for topic in wanted for index in topic.partition_indexes]
+    topics: dict[str, list[dict[str, Any]]] = {}
+    for place in places:
+        fields = _offset_fields(place[1], committed.get(place), place in unstable)
+        topics.setdefault(place[0], []).append(fields)
+    return {"topics": [{"name": name, "partitions": partitions} for name, partitions in topics.items()]}
 
 
 def _offset_fields(partition: int, held: Committed | None, unstable: bool) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def _describe(call: Call, name: str) -> dict[str, Any]:
         return {
             "transactional_id": name,
             "error_code": ErrorCode.transactional_id_not_found,
-            "transaction_start_time": _NEVER,
+            "transaction_start_time": moment(0),
         }
     topics: dict[str, list[int]] = {}
     for topic, index in sorted(transaction.partitions):

@@ -36,8 +36,8 @@ _FEATURES = {
     "finalized_features_epoch": 0,
     "finalized_features": [{"name": _TRANSACTIONS, "max_version_level": 2, "min_version_level": 2}],
 }
-# Clients of version 3 cannot read a feature that begins at 0 (KIP-584); Kafka tells them that it begins at 1.
-_OLD_FEATURES = {**_FEATURES, "supported_features": [{"name": _TRANSACTIONS, "min_version": 1, "max_version": 2}]}
+# Clients of version 3 fail on a feature that begins at 0 (KAFKA-17011); Kafka does not tell them of it.
+_OLD_FEATURES = {**_FEATURES, "supported_features": []}
 
 
 def versions_answer(error: ErrorCode, version: int = 0) -> Fields:
@@ -51,8 +51,8 @@ _ALL = (
     Api(1, "Fetch", 4, 18, answers_records.fetch),
     Api(2, "ListOffsets", 1, 10, answers_records.list_offsets),
     Api(3, "Metadata", 0, 13, answers_topics.metadata),
-    Api(8, "OffsetCommit", 2, 10, answers_groups.offset_commit),
-    Api(9, "OffsetFetch", 1, 10, answers_groups.offset_fetch),
+    Api(8, "OffsetCommit", 2, 9, answers_groups.offset_commit),
+    Api(9, "OffsetFetch", 1, 9, answers_groups.offset_fetch),
     Api(10, "FindCoordinator", 0, 6, answers_groups.find_coordinator),
     Api(11, "JoinGroup", 0, 9, answers_groups.join_group),
     Api(12, "Heartbeat", 0, 4, answers_groups.heartbeat),

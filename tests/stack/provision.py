@@ -1,5 +1,5 @@
-"""What `make test-stack` needs beside Python packages: a browser, Java, Maven, Prometheus and Redis from the system's
-package manager, and Apache Kafka, which Maven fetches."""
+"""What `make test-stack` needs beside Python packages: a browser, Java, Maven, kcat, Prometheus and Redis from the
+system's package manager, and Apache Kafka, which Maven fetches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ NEEDED = {
     "chromium": "chromium",
     "javac": "default-jdk-headless",
     "mvn": "maven",
+    "kcat": "kcat",
     "prometheus": "prometheus",
     "redis-server": "redis-server",
 }

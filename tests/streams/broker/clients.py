@@ -17,7 +17,7 @@ from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
-PRODUCE, FETCH, LIST_OFFSETS, DELETE_GROUPS = 0, 1, 2, 42
+PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR, LIST_GROUPS, DELETE_GROUPS = 0, 1, 2, 10, 16, 42
 # Sessions of tenths of a second and cleaning at once, so that tests of what time does are short.
 QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10, cleaning_interval_ms=200)
 
@@ -137,8 +137,13 @@ class Clients:
         if topics := [name for name in await admin.list_topics() if not name.startswith("__")]:
             await admin.delete_topics(topics)
         async with asyncio.timeout(20):
-            while groups := [name for name, _ in await admin.list_consumer_groups()]:
-                await wire.ask(DELETE_GROUPS, 2, groups_names=tuple(groups))
+            # The first look for a coordinator makes the topic it keeps its state in.
+            for kind in (0, 1):
+                asked = {"key_type": kind, "coordinator_keys": ("x",)}
+                while (await wire.ask(FIND_COORDINATOR, 4, **asked)).coordinators[0].error_code:
+                    await asyncio.sleep(0.1)
+            while (listed := await wire.ask(LIST_GROUPS, 4)).error_code or listed.groups:
+                await wire.ask(DELETE_GROUPS, 2, groups_names=tuple(group.group_id for group in listed.groups))
                 await asyncio.sleep(0.1)
 
     async def wire(self) -> Wire:

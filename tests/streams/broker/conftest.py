@@ -37,7 +37,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "log.cleaner.backoff.ms": "200",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "100",
     }
-    with kafka(tmp_path_factory.mktemp("kafka"), **{name.replace(".", "_"): value for name, value in quick.items()}) as cluster:
+    settings = {name.replace(".", "_"): value for name, value in quick.items()}
+    with kafka(tmp_path_factory.mktemp("kafka"), **settings) as cluster:
         yield cluster
 
 
