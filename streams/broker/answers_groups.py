@@ -7,7 +7,7 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from .call import Call
-from .coordinator import Committed, Place, check_group_id
+from .coordinator import Committed, Place
 from .errors import Refusal
 from .groups import Group, Joined, JoinRequest, Synced
 from .messages import Fields, Message, milliseconds
@@ -206,10 +206,6 @@ def offset_fetch(call: Call) -> Fields:
 
 
 def _fetch_offsets(call: Call, group_id: str, wanted: Iterable[Message] | None, stable: bool) -> dict[str, Any]:
-    try:
-        check_group_id(group_id)
-    except Refusal as refusal:
-        return {"error_code": refusal.code}
     committed = call.node.groups.committed(group_id)
     unstable = call.node.transactions.unstable(group_id) if stable else set()
     if wanted is None:

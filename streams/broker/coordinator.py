@@ -101,8 +101,7 @@ class GroupCoordinator:
         *,
         transactional: bool = False,
     ) -> None:
-        """:raises Refusal: when this client may not commit for the group."""
-        check_group_id(group_id)
+        """:raises Refusal: when this client may not commit for the group, whose name may be empty for old clients."""
         group = self.get(group_id)
         if group is None:
             if generation >= 0:

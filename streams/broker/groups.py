@@ -212,7 +212,7 @@ class Group:
         member.joining = reply
 
     def _replace_static(self, old_id: str, request: JoinRequest, reply: JoinReply, now_ms: int) -> None:
-        """A static member came back: it takes its old place and, if nothing changed, its assignment."""
+        """A static member came back: it takes its place and, if the group keeps its protocol, its assignment."""
         member = self.members.pop(old_id)
         if member.joining is not None:
             member.joining(Joined(ErrorCode.fenced_instance_id, old_id))
@@ -220,14 +220,15 @@ class Group:
             member.syncing(Synced(ErrorCode.fenced_instance_id))
         member.joining = member.syncing = None
         assert request.instance_id is not None
-        was_leader, unchanged = self.leader == old_id, member.protocols == request.protocols
+        was_leader = self.leader == old_id
         member.id = self.new_id(request.instance_id)
         self.members[member.id] = member
         self._instances[request.instance_id] = member.id
         if was_leader:
             self.leader = member.id
         self._refresh(member, now_ms)
-        if self.state is State.STABLE and unchanged:
+        member.protocols = request.protocols
+        if self.state is State.STABLE and self._vote() == self.protocol:
             reply(self._joined_static(member, old_id, was_leader, request.can_skip_assignment))
             return
         self._update(member, request, reply)

@@ -17,7 +17,8 @@ from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
-PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR, LIST_GROUPS, DELETE_GROUPS = 0, 1, 2, 10, 16, 42
+PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR = 0, 1, 2, 10
+LEAVE_GROUP, DESCRIBE_GROUPS, LIST_GROUPS, DELETE_GROUPS = 13, 15, 16, 42
 # Sessions of tenths of a second and cleaning at once, so that tests of what time does are short.
 QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10, cleaning_interval_ms=200)
 
@@ -143,7 +144,11 @@ class Clients:
                 while (await wire.ask(FIND_COORDINATOR, 4, **asked)).coordinators[0].error_code:
                     await asyncio.sleep(0.1)
             while (listed := await wire.ask(LIST_GROUPS, 4)).error_code or listed.groups:
-                await wire.ask(DELETE_GROUPS, 2, groups_names=tuple(group.group_id for group in listed.groups))
+                names = tuple(group.group_id for group in listed.groups)
+                for group in (await wire.ask(DESCRIBE_GROUPS, 5, groups=names)).groups:
+                    gone = [{"member_id": member.member_id} for member in group.members]
+                    await wire.ask(LEAVE_GROUP, 5, group_id=group.group_id, members=gone)
+                await wire.ask(DELETE_GROUPS, 2, groups_names=names)
                 await asyncio.sleep(0.1)
 
     async def wire(self) -> Wire:

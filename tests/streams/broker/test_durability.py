@@ -194,7 +194,9 @@ class Transactor:
         await wire.ask(ADD_PARTITIONS, 3, **old_names, v3_and_below_topics=topics)
         for partition in (0, 1):
             records = batch(b"%d" % number, producer=(*owner, sequence), transactional=True)
-            answer = await wire.ask(PRODUCE, 9, **produce_fields("t", records, partition=partition, transactional_id="x"))
+            answer = await wire.ask(
+                PRODUCE, 9, **produce_fields("t", records, partition=partition, transactional_id="x")
+            )
             assert answer.responses[0].partition_responses[0].error_code is ErrorCode.none
         await wire.ask(ADD_OFFSETS, 3, **ids, group_id="g")
         offset = {"partition_index": 0, "committed_offset": number + 1, "committed_metadata": ""}

@@ -9,7 +9,17 @@ import pytest
 from headrace.streams.broker import Broker
 from kio.schema.errors import ErrorCode
 
-from tests.streams.broker.clients import FETCH, PRODUCE, Clients, Wire, batch, eventually, fetch_fields, only, produce_fields
+from tests.streams.broker.clients import (
+    FETCH,
+    PRODUCE,
+    Clients,
+    Wire,
+    batch,
+    eventually,
+    fetch_fields,
+    only,
+    produce_fields,
+)
 
 INIT_PRODUCER, ADD_PARTITIONS, ADD_OFFSETS, END_TXN, TXN_COMMIT = 22, 24, 25, 26, 28
 DESCRIBE_PRODUCERS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS, OFFSET_FETCH = 61, 65, 66, 9
@@ -53,11 +63,15 @@ class Owner:
         assert isinstance(answer.error_code, ErrorCode)
         return answer.error_code
 
-    async def produce(self, sequence: int = 0, *, version: int = 12, epoch: int | None = None, **more: Any) -> ErrorCode:
+    async def produce(
+        self, sequence: int = 0, *, version: int = 12, epoch: int | None = None, **more: Any
+    ) -> ErrorCode:
         ids = (more.get("producer", self.producer), self.epoch if epoch is None else epoch, sequence)
         records = batch(b"v", producer=ids, transactional=True)
         fields = produce_fields("t", records, transactional_id=more.get("name", self.name))
-        answer = await self.ask(PRODUCE, version, lambda seen: seen.responses[0].partition_responses[0].error_code, **fields)
+        answer = await self.ask(
+            PRODUCE, version, lambda seen: seen.responses[0].partition_responses[0].error_code, **fields
+        )
         code = answer.responses[0].partition_responses[0].error_code
         assert isinstance(code, ErrorCode)
         return code
@@ -76,7 +90,9 @@ class Owner:
         assert isinstance(found, ErrorCode)
         return found
 
-    async def end(self, commit: bool, *, version: int = 5, epoch: int | None = None, producer: int | None = None) -> Any:
+    async def end(
+        self, commit: bool, *, version: int = 5, epoch: int | None = None, producer: int | None = None
+    ) -> Any:
         """The error, or the epoch that follows."""
         answer = await self.ask(
             END_TXN,

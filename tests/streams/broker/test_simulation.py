@@ -98,9 +98,7 @@ class World:
         if actor.epoch < 0:
             self.begin(actor)
         if not actor.open:
-            self.node.transactions.add_partitions(
-                actor.name, actor.producer, actor.epoch, [PLACE], self.clock.now_ms
-            )
+            self.node.transactions.add_partitions(actor.name, actor.producer, actor.epoch, [PLACE], self.clock.now_ms)
             actor.open = True
         count, key = self.dice.randint(1, 3), self.any_key()
         producer = (actor.producer, actor.epoch, actor.sequence)

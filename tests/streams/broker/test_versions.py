@@ -118,9 +118,7 @@ RANGES = {
 
 
 async def told_by(clients: Clients, version: int = 4) -> Any:
-    return await (await clients.wire()).ask(
-        18, version, client_software_name="test", client_software_version="1"
-    )
+    return await (await clients.wire()).ask(18, version, client_software_name="test", client_software_version="1")
 
 
 async def test_what_is_advertised_is_what_is_spoken(local: Clients) -> None:
@@ -133,7 +131,8 @@ async def test_what_is_advertised_is_what_kafka_does(local: Clients, alone: Clus
     async with Clients(alone.bootstrap) as kafka:
         ours, theirs = await told_by(local), await told_by(kafka)
         ranges = [
-            {entry.api_key: (entry.min_version, entry.max_version) for entry in told.api_keys} for told in (ours, theirs)
+            {entry.api_key: (entry.min_version, entry.max_version) for entry in told.api_keys}
+            for told in (ours, theirs)
         ]
         differing = {key for key in ranges[0] if ranges[0][key] != ranges[1].get(key)}
         assert differing <= RANGES.keys(), differing
