@@ -209,7 +209,7 @@ def list_transactions(call: Call) -> Fields:
         if producers and transaction.producer_id not in producers:
             continue
         # As Kafka: what has never begun counts as begun in 1970.
-        if 0 <= longer_than and now_ms - transaction.started_ms < longer_than:
+        if longer_than >= 0 and now_ms - transaction.started_ms < longer_than:
             continue
         found.append(
             {

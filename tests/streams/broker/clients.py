@@ -141,7 +141,7 @@ class Clients:
             # The first look for a coordinator makes the topic it keeps its state in.
             for kind in (0, 1):
                 asked = {"key_type": kind, "coordinator_keys": ("x",)}
-                while (await wire.ask(FIND_COORDINATOR, 4, **asked)).coordinators[0].error_code:
+                while (await wire.ask(FIND_COORDINATOR, 4, **asked)).coordinators[0].error_code:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             while (listed := await wire.ask(LIST_GROUPS, 4)).error_code or listed.groups:
                 names = tuple(group.group_id for group in listed.groups)

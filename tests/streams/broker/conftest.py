@@ -38,7 +38,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "100",
     }
     settings = {name.replace(".", "_"): value for name, value in quick.items()}
-    with kafka(tmp_path_factory.mktemp("kafka"), **settings) as cluster:
+    with kafka(tmp_path_factory.mktemp("kafka"), 1, **settings) as cluster:
         yield cluster
 
 

@@ -28,6 +28,7 @@ from tests.streams.broker.clients import (
     fetch_fields,
     only,
     produce_fields,
+    read,
     read_quiet,
 )
 
@@ -236,7 +237,8 @@ async def test_a_broker_killed_under_load_loses_nothing_and_repeats_nothing(tmp_
 
 
 async def check_plain(clients: Clients, writer: Writer) -> None:
-    records = await read_quiet(await clients.consumer("plain"))
+    consumer = await clients.consumer("plain")
+    records = await read(consumer, writer.acknowledged, 20) + await read_quiet(consumer)
     assert len(records) in (writer.acknowledged, writer.acknowledged + 1)
     assert [r.value for r in records] == [b"%d" % number for number in range(len(records))]
 
@@ -246,7 +248,8 @@ async def check_transactions(clients: Clients, transactor: Transactor) -> None:
     await wire.ask(INIT_PRODUCER, 4, transactional_id="x", transaction_timeout=TIMEOUT)
     number = await committed(wire)
     assert number in (transactor.acknowledged, transactor.acknowledged + 1)
-    records = await read_quiet(await clients.consumer("t", isolation_level="read_committed"))
+    consumer = await clients.consumer("t", isolation_level="read_committed")
+    records = await read(consumer, 2 * number, 20) + await read_quiet(consumer)
     for partition in (0, 1):
         values = [int(r.value) for r in records if r.partition == partition]
         assert values == list(range(number))

@@ -44,7 +44,7 @@ class Owner:
 
     async def ask(self, api: int, version: int, code: Any, **fields: Any) -> Any:
         async with asyncio.timeout(20):
-            while code(answer := await self.wire.ask(api, version, **fields)) in BUSY:
+            while code(answer := await self.wire.ask(api, version, **fields)) in BUSY:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             return answer
 
@@ -137,7 +137,7 @@ class Owner:
                 await asyncio.sleep(0.05)
 
     async def seen(self) -> tuple[int, int, int, int]:
-        """What the partition knows of it: epoch, last sequence, the coordinator's epoch, where its transaction begins."""
+        """What the partition knows of it: epoch, last sequence, coordinator's epoch, where its transaction begins."""
         answer = await self.wire.ask(DESCRIBE_PRODUCERS, 0, topics=[{"name": "t", "partition_indexes": (0,)}])
         for one in answer.topics[0].partitions[0].active_producers:
             if one.producer_id == self.producer:

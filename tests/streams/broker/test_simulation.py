@@ -73,7 +73,7 @@ class World:
     def append(self, key: bytes, data: bytes, count: int, fate: bool | None) -> list[Known]:
         received = receive_batch(data, 1 << 20)
         if received.transactional:
-            self.node.transactions.check_append(received, PLACE)
+            self.node.transactions.check_append(received, PLACE, knows_abortable=True)
         change = Change()
         staged = self.log.stage(received, change, self.clock.now_ms)
         self.node.store.commit(change)
@@ -116,7 +116,12 @@ class World:
         if not actor.open:
             return
         commit = self.dice.random() < 0.6
-        self.node.transactions.end(actor.name, actor.producer, actor.epoch, commit, self.clock.now_ms)
+        bumps = self.dice.random() < 0.5
+        ended = self.node.transactions.end(
+            actor.name, actor.producer, actor.epoch, commit, self.clock.now_ms, bumps=bumps
+        )
+        if bumps:
+            actor.epoch, actor.sequence = ended.epoch, 0
         self.settle(actor, commit)
 
     @staticmethod

@@ -1,5 +1,6 @@
 """What time and size take away, and what an administrator may see and change, on either broker."""
 
+import asyncio
 import datetime
 import time
 import uuid
@@ -36,12 +37,12 @@ async def offset_at(clients: Clients, timestamp: int, *, topic: str = "t", versi
 
 
 async def test_retention_by_time_takes_what_is_old_by_its_own_time(clients: Clients) -> None:
-    await clients.topic("t", retention_ms="60000", **SMALL)
+    await clients.topic("t", 1, retention_ms="60000", **SMALL)
     wire = await clients.wire()
     now = int(time.time() * 1000)
     for timestamp in (1_000, now):  # 1970, and today
         await wire.ask(PRODUCE, 9, **produce_fields("t", batch(b"v", timestamp=timestamp)))
-        time.sleep(0.4)  # a segment is rolled by the time of its first record
+        await asyncio.sleep(0.4)  # a segment is rolled by the time of its first record
 
     async def cut() -> bool:
         return bool((await offset_at(clients, -2)).offset == 1)
@@ -68,7 +69,7 @@ async def test_retention_by_size_takes_the_oldest(clients: Clients) -> None:
 
 async def test_compaction_keeps_the_newest_of_a_key_at_its_offset_and_drops_old_tombstones(clients: Clients) -> None:
     settings = {"cleanup_policy": "compact", "min_cleanable_dirty_ratio": "0.01", "delete_retention_ms": "100"}
-    await clients.topic("t", **settings, **SMALL)
+    await clients.topic("t", 1, **settings, **SMALL)
     producer = await clients.producer()
     for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"c", b"1"), (b"c", None), (b"b", b"2")):
         await producer.send_and_wait("t", value, key=key)
