@@ -161,7 +161,7 @@ class _Transaction:
 
     @classmethod
     async def opened(cls, address: Address) -> _Transaction:
-        log = KafkaLog(address.bootstrap)
+        log = KafkaLog(address)
         outputs, changelog, source = [await topic(address) for _ in range(3)]
         records = [Record(t, b"%d" % n, b"x" * SIZE, 0) for t in (outputs, changelog) for n in range(ROWS)]
         return cls(log, await log.writer(f"owner-{outputs}"), records, Partition(source, 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvloop
 from headrace.streams import kernels
+from headrace.streams.address import parse_address
 from headrace.streams.kafka import KafkaLog
 
 import headrace as hr
@@ -16,7 +17,7 @@ from headrace.worker import runners
 
 
 async def main(broker: str, folder: str, events: int, guarantee: Guarantee = "exactly_once") -> None:
-    log = KafkaLog(broker)
+    log = KafkaLog(parse_address(broker))
     app = hr.App("window", features=[PerMinute], guarantee=guarantee)
     [runner] = runners(app, log, Path(folder))
     clock = Clock(events)

@@ -46,6 +46,10 @@ def run(
     token: Annotated[
         str | None, typer.Option(envvar="HEADRACE_TOKEN", help="the gateway's token (better by HEADRACE_TOKEN)")
     ] = None,
+    replication: Annotated[
+        int | None,
+        typer.Option(envvar="HEADRACE_REPLICATION", help="copies of each topic; left out, the broker's default", min=1),
+    ] = None,
 ) -> None:
     """Run a program here: broker, worker and gateway, until Ctrl-C."""
     from headrace.stack import Stack
@@ -58,6 +62,7 @@ def run(
         gateway_port=gateway_port,
         host=host,
         token=token,
+        replication=replication,
         tell=lambda sentence: say.print(sentence, markup=False),
     )
 
@@ -179,11 +184,11 @@ def worker(
     from headrace.worker import run as run_worker
 
     address = parse_address(broker)
-    os.environ[BROKER] = address.bootstrap  # what the program's agents are made for
+    os.environ[BROKER] = str(address)  # what the program's agents are made for
     port = choose_port(metrics_host, metrics_port, METRICS_PORT, "--metrics-port")
     folder = data or home() / load(program).name
     try:
-        run_worker(program, address.bootstrap, folder, metrics_port=port, metrics_host=metrics_host)
+        run_worker(program, str(address), folder, metrics_port=port, metrics_host=metrics_host)
     except CannotGoOn as error:
         say.print(f"headrace: {error}", markup=False)
         raise typer.Exit(FINAL) from error

@@ -109,7 +109,7 @@ def print_state(
     async def main() -> int:
         written = 0
         async with reach(app.name, broker, data) as address:
-            log = KafkaLog(address.bootstrap, "headrace-export")
+            log = KafkaLog(address, "headrace-export")
             try:
                 with _opened(out) as file, _progress() as progress:
                     async for row in export(app, log, of, progress):

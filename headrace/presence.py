@@ -12,6 +12,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from headrace.streams.address import Address, client_options
 from headrace.streams.errors import LogUnavailable
 from headrace.streams.log import Log, Partition
 from headrace.streams.workers import TELL_EVERY, WORKERS, WorkerStatus
@@ -34,8 +35,8 @@ FETCH_ROWS = 1_000
 class Presence:
     """Publishes `status()` every TELL_EVERY. What fails here is told once and harms no task."""
 
-    def __init__(self, bootstrap: str, status: Callable[[], WorkerStatus], client_id: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, address: Address, status: Callable[[], WorkerStatus], client_id: str) -> None:
+        self._address = address
         self._status = status
         self._client_id = client_id
         self._producer: AIOKafkaProducer | None = None
@@ -71,7 +72,7 @@ class Presence:
             async with asyncio.timeout(TELL_WITHIN):
                 if self._producer is None:
                     producer = AIOKafkaProducer(
-                        bootstrap_servers=self._bootstrap,
+                        **client_options(self._address),
                         client_id=self._client_id,
                         request_timeout_ms=int(TELL_WITHIN * 1000),
                     )

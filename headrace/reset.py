@@ -199,7 +199,7 @@ async def describe(app: App, address: Address, doom: Doom) -> list[str]:
 
 async def reset(app: App, address: Address, doom: Doom, say: Say = lambda _: None) -> None:
     """Do it. It can be cut off anywhere and run again. Raises ResetError, StreamsError and LogUnavailable."""
-    log = KafkaLog(address.bootstrap, "headrace-reset")
+    log = KafkaLog(address, "headrace-reset")
     try:
         await begin(log, doom.changelogs)
         await check_idle(app, address, await removal.look(address, doom.groups))

@@ -46,6 +46,7 @@ class Stack:
     broker:       a broker that runs already; left out, the local one is started
     broker_port, gateway_port: left out, 9092 and 8080, or free ones where these are taken
     host, token:  where the gateway listens; beyond loopback it wants a token
+    replication:  copies of each topic it creates; left out, HEADRACE_REPLICATION's, else the broker's default
     tell:         called with a sentence when something happens to a process
 
     Entering it raises StackError (a process did not start, a port is taken, another stack has the folder), ProgramError
@@ -64,6 +65,7 @@ class Stack:
         gateway_port: int | None = None,
         host: str = "127.0.0.1",
         token: str | None = None,
+        replication: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         check_listening(host, token)
@@ -75,6 +77,7 @@ class Stack:
         self._gateway_port = gateway_port
         self._host = host
         self._token = token
+        self._replication = replication
         self._tell = tell
         self._lock: int | None = None
         self._supervisor: Supervisor | None = None
@@ -138,7 +141,7 @@ class Stack:
             self._broker = self._given
         else:
             await self._start_broker(self._supervisor)
-        await ensure_topics(self.broker, self.app.topics())
+        await ensure_topics(self.broker, self.app.topics(), replication=self._replication)
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
         await self._supervisor.start(self._measured(self._worker_child()))
         # Chosen at the last moment: while a worker compiles, another stack may have taken the usual one.
@@ -160,11 +163,11 @@ class Stack:
                     raise
 
     def _worker_child(self) -> Child:
-        argv = ["-m", self.worker_module, self.program, "--broker", self.broker.bootstrap, "--data", str(self.data)]
+        argv = ["-m", self.worker_module, self.program, "--broker", str(self.broker), "--data", str(self.data)]
         return Child("worker", argv, WORKER_READY)
 
     def _gateway_child(self, port: int) -> Child:
-        where = ["--broker", self.broker.bootstrap, "--host", self._host, "--port", str(port)]
+        where = ["--broker", str(self.broker), "--host", self._host, "--port", str(port)]
         environment = {TOKEN: self._token or ""}
 
         async def healthy() -> bool:

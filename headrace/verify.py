@@ -498,7 +498,7 @@ def print_verified(program_file: str, broker: str | None, data: Path | None) -> 
 
     async def main() -> list[Comparison]:
         async with reach(loaded.name, broker, data) as address:
-            log = KafkaLog(address.bootstrap, "headrace-verify")
+            log = KafkaLog(address, "headrace-verify")
             try:
                 return await verify(loaded, log, lambda text: print(text, file=sys.stderr, flush=True))
             finally:

@@ -123,7 +123,7 @@ class Worker(Service):
         super().__init__()
         self._app = app
         self._program = program
-        self._broker = broker.removeprefix("kafka://")
+        self._broker = parse_address(broker)
         self._data = data
         self._metrics = metrics_url
         self._id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -133,7 +133,7 @@ class Worker(Service):
 
     async def on_start(self) -> None:
         app, client = self._app, f"headrace-{self._app.name}"
-        await ensure_topics(parse_address(self._broker), [*app.topics(), TOPIC])
+        await ensure_topics(self._broker, [*app.topics(), TOPIC])
         slot = self._slot = Slot(self._data)
         log = self._log = KafkaLog(self._broker, client_id=client)
         stages = plan.stages(app)
@@ -334,7 +334,7 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace worker", description="Run the tasks of a program.")
     parser.add_argument("program")
-    parser.add_argument("--broker", required=True, metavar="HOST:PORT")
+    parser.add_argument("--broker", required=True, metavar="ADDRESS")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--parent-fd", type=int)
     parser.add_argument("--metrics-port", type=int, default=0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.streams.address import Address
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import BadSecurity, HeadraceError
 from headrace.streams.roster import Crew, Roster, begin
 from headrace.streams.subscription import Message, Start, Subscription
 from headrace.streams.topics import Processor, Topic
@@ -116,6 +116,9 @@ class Board:
                     self._take_flow(await traffic.flow())
                     show(self.sight.flow)
                     await asyncio.sleep(max(0.1, EVERY - (loop.time() - begun)))
+            except BadSecurity as error:  # asked again, it would be refused again
+                self.sight.trouble = str(error)
+                return
             except HeadraceError as error:
                 self.sight.trouble = str(error)
             finally:
@@ -149,18 +152,22 @@ class Board:
         positions: dict[int, int] = {}
         while True:
             subscription = Subscription(self._address, topic, positions or start())
-            with contextlib.suppress(HeadraceError):
-                try:
-                    await subscription.open()
-                    live = False
-                    while True:
-                        messages = await subscription.batch(EVERY, BATCH)
-                        for message in messages:
-                            take(message, live)
-                        live = live or not messages
-                        positions = dict(subscription.next)
-                        await asyncio.sleep(0)
-                finally:
+            try:
+                await subscription.open()
+                live = False
+                while True:
+                    messages = await subscription.batch(EVERY, BATCH)
+                    for message in messages:
+                        take(message, live)
+                    live = live or not messages
+                    positions = dict(subscription.next)
+                    await asyncio.sleep(0)
+            except BadSecurity:
+                return
+            except HeadraceError:
+                pass
+            finally:
+                with contextlib.suppress(HeadraceError):
                     await subscription.close()
             await asyncio.sleep(AGAIN)
 

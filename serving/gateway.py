@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,14 +23,17 @@ from headrace.serving.gauges import Gauges
 from headrace.serving.intake import MAX_BODY, MAX_EVENTS, read_body, read_rows
 from headrace.serving.schemas import add_schemas, schema_of
 from headrace.streams.address import Address
-from headrace.streams.errors import LogUnavailable, UnknownTopic
-from headrace.streams.publisher import Publisher, unreachable
+from headrace.streams.diagnosis import unreachable
+from headrace.streams.errors import BadSecurity, LogUnavailable, UnknownTopic
+from headrace.streams.publisher import Publisher
 from headrace.streams.subscription import Start, Subscription
 from headrace.streams.topics import Processor, Topic, unknown_topic
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Match, Route
 from starlette.types import Scope
+
+logger = logging.getLogger(__name__)
 
 MAX_POSTS = 32
 """Requests that publish at a time. Each may hold a body of `intake.MAX_BODY`, so this bounds the memory."""
@@ -82,6 +86,8 @@ class Gateway:
         self.connected = False
         self.closing = asyncio.Event()
         self.gauges = Gauges(BOUNDS)
+        self.absent = unreachable(settings.broker)
+        """Why it has not reached the log, where it has not."""
         self.board = Board(settings.app, settings.broker, settings.topics, settings.processors)
         self.posts = 0
         self.subscribers = 0
@@ -94,8 +100,13 @@ class Gateway:
             try:
                 await self.publisher.start()
                 self.connected = True
-            except LogUnavailable:
+            except LogUnavailable as error:
+                self.absent = error
                 await asyncio.sleep(CONNECT_AGAIN)
+            except BadSecurity as error:
+                self.absent = LogUnavailable(str(error))
+                logger.error("the gateway stays without its log until it is started again: %s", error)
+                return
 
     def topic(self, name: str, publishing: bool = False) -> Topic:
         """Raises Refused (404) with the near names."""
@@ -125,7 +136,7 @@ class Gateway:
             body = await read_body(request)
             rows = await read_rows(body, request.headers.get("content-type", ""), topic)
             if not self.connected:
-                raise unreachable(self.settings.broker)
+                raise self.absent
             receipts = await self.publisher.send(topic.name, rows)
         except Refused as refusal:
             if refusal.status == 422:
@@ -214,7 +225,8 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"reason": str(error)}, 404)
 
     @app.exception_handler(LogUnavailable)
-    async def unavailable(_: Request, error: LogUnavailable) -> JSONResponse:
+    @app.exception_handler(BadSecurity)
+    async def unavailable(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"reason": str(error)}, 503, RETRY_AFTER)
 
 
@@ -283,7 +295,7 @@ def _add_watching(app: FastAPI, gateway: Gateway) -> None:
         try:
             async with asyncio.timeout(HEALTH_WAIT):
                 if not gateway.connected:
-                    raise unreachable(gateway.settings.broker)
+                    raise gateway.absent
                 there = await gateway.publisher.topics()
         except (LogUnavailable, TimeoutError) as error:
             reason = str(error) or f"the log at {broker} did not answer within {HEALTH_WAIT:.0f} s"

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Iterable
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
-from headrace.streams.address import Address
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from headrace.streams.address import Address, client_options
+from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import LogUnavailable, StreamsError, TopicMismatch
-from headrace.streams.publisher import unreachable
 from headrace.streams.topics import Topic
+
+REPLICATION = "HEADRACE_REPLICATION"
+BROKERS_OWN = -1
+"""The cluster's default (default.replication.factor); the local broker keeps one copy, whatever it is."""
 
 VISIBLE = 10.0
 """Seconds until a created topic is known everywhere; a cluster takes a moment to elect its leaders."""
@@ -19,7 +31,7 @@ VISIBLE = 10.0
 
 async def answers(address: Address) -> bool:
     """Whether a broker answers at the address, now."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap, request_timeout_ms=2000)
+    admin = AIOKafkaAdminClient(**client_options(address), request_timeout_ms=2000)
     try:
         await admin.start()
         await admin.list_topics()
@@ -30,17 +42,28 @@ async def answers(address: Address) -> bool:
     return True
 
 
+def replication_of(text: str | None) -> int:
+    """The copies that HEADRACE_REPLICATION asks for. Raises StreamsError where it is no number of copies."""
+    if not text:
+        return BROKERS_OWN
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise StreamsError(f"{REPLICATION}={text!r} is no number of copies: set it to 3, say, or leave it out")
+    return int(text)
+
+
 async def ensure_topics(
-    address: Address, topics: Iterable[Topic], *, replication: int = 1, exact: bool = True
+    address: Address, topics: Iterable[Topic], *, replication: int | None = None, exact: bool = True
 ) -> list[str]:
     """Create the topics that are missing, and return their names; calling it again changes nothing.
 
+    replication: copies of each; left out, HEADRACE_REPLICATION's, else the broker's default
     exact: whether those that are there must have as many partitions as declared
 
     Raises TopicMismatch where a topic has another number of partitions than declared: keys would change places.
     """
     wanted = {t.name: t for t in topics}
-    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    copies = replication_of(os.environ.get(REPLICATION)) if replication is None else replication
+    admin = AIOKafkaAdminClient(**client_options(address))
     try:
         await admin.start()
         there = {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics()}
@@ -52,22 +75,29 @@ async def ensure_topics(
                 )
         missing = [t for n, t in wanted.items() if n not in there]
         if missing:
-            await _create(admin, missing, replication)
+            await _create(admin, address, missing, copies)
             await _wait(admin, {t.name for t in missing})
         return [t.name for t in missing]
     except KafkaConnectionError as error:
-        raise unreachable(address) from error
+        raise await diagnose(address) from error
     except KafkaError as error:
         raise LogUnavailable(f"the log at {address} refused to create topics ({error})") from error
     finally:
         await admin.close()
 
 
-async def _create(admin: AIOKafkaAdminClient, missing: list[Topic], replication: int) -> None:
-    answer = await admin.create_topics(
-        [NewTopic(t.name, t.partitions, replication, topic_configs=dict(t.configs)) for t in missing]
-    )
+async def _create(admin: AIOKafkaAdminClient, address: Address, missing: list[Topic], replication: int) -> None:
+    wanted = [NewTopic(t.name, t.partitions, 1, topic_configs=dict(t.configs)) for t in missing]
+    for topic in wanted:
+        topic.replication_factor = replication  # NewTopic itself takes no -1, the protocol does
+    answer = await admin.create_topics(wanted)
     for name, code, *reason in answer.topic_errors:
+        if code == InvalidReplicationFactorError.errno:
+            brokers = len(admin._client.cluster.brokers())
+            raise StreamsError(
+                f"topic {name} cannot have {replication} copies: the cluster at {address} has {brokers} "
+                f"of its brokers up; start more, or ask for fewer copies (--replication, {REPLICATION})"
+            )
         if code not in (0, TopicAlreadyExistsError.errno):
             why = (reason[0] if reason else None) or for_code(code).__name__
             raise StreamsError(f"topic {name} could not be created: {why}")

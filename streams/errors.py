@@ -30,7 +30,7 @@ class UnknownTopic(StreamsError):
 
 
 class BadAddress(StreamsError):
-    """The address of a broker cannot be read. Write `kafka://host:port`."""
+    """The address of a broker cannot be read. Write `kafka://host:port`, or `kafka+ssl://host:port` for TLS."""
 
 
 class LogUnavailable(StreamsError):
@@ -44,6 +44,14 @@ class CannotGoOn(HeadraceError):
 
 class TopicMismatch(CannotGoOn, StreamsError):
     """A topic of the log is not as the program declares it. The message says what differs."""
+
+
+class BadSecurity(CannotGoOn, StreamsError):
+    """TLS or user are set as the broker does not take them, or cannot be used. The message names the setting."""
+
+
+class WrongCredentials(BadSecurity):
+    """The broker refuses the user. Asking again would be refused again, and may lock the account."""
 
 
 class OperatorError(CannotGoOn, StreamsError):

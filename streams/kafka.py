@@ -12,12 +12,15 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     ProducerFenced,
 )
+from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Record
 from headrace.streams.closing import stop
+from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Sender, Writer
 
@@ -44,9 +47,9 @@ _EMPTY = np.zeros(0, np.int64)
 
 
 class KafkaLog:
-    """The log at `host:port`."""
+    """The log at an address."""
 
-    def __init__(self, address: str, client_id: str = "headrace") -> None:
+    def __init__(self, address: Address, client_id: str = "headrace") -> None:
         self.address = address
         self._client_id = client_id
         self._asking: AIOKafkaConsumer | None = None
@@ -71,7 +74,7 @@ class KafkaLog:
         """Started producers: idempotent ones, or of these transactional ids."""
         producers = [
             AIOKafkaProducer(
-                bootstrap_servers=self.address,
+                **client_options(self.address),
                 client_id=self._client_id,
                 enable_idempotence=True,
                 transactional_id=id,
@@ -84,7 +87,7 @@ class KafkaLog:
         ]
         try:
             for producer in producers:
-                await _bounded(producer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+                await self._start(producer.start())
         except BaseException:
             for producer in producers:
                 with contextlib.suppress(Exception):
@@ -130,7 +133,7 @@ class KafkaLog:
 
     async def _consumer(self, group: str | None) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.address,
+            **client_options(self.address),
             client_id=self._client_id,
             group_id=group,
             enable_auto_commit=False,
@@ -141,11 +144,20 @@ class KafkaLog:
             request_timeout_ms=int(ANSWER_WITHIN * 1000),
         )
         try:
-            await _bounded(consumer.start(), START_WITHIN, f"the log at {self.address} cannot be reached")
+            await self._start(consumer.start())
         except BaseException:
             await stop(consumer)
             raise
         return consumer
+
+    async def _start(self, starting: Awaitable[None]) -> None:
+        """Raises LogUnavailable; BadSecurity where it would be in vain to try again."""
+        try:
+            await asyncio.wait_for(starting, START_WITHIN)
+        except (KafkaConnectionError, OSError, TimeoutError) as error:
+            raise await diagnose(self.address) from error
+        except KafkaError as error:
+            raise LogUnavailable(f"the log at {self.address} did not let a client start: {error!r}") from error
 
 
 class _Reader:

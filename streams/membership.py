@@ -29,6 +29,7 @@ from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 from aiokafka.protocol.group import LeaveGroupRequest
+from headrace.streams.address import Address, client_options
 from headrace.streams.errors import GroupRefused
 from headrace.streams.log import Partition
 from headrace.streams.sharing import Claim, Portion, share
@@ -127,7 +128,7 @@ class Membership:
 
     def __init__(
         self,
-        bootstrap: str,
+        address: Address,
         group: str,
         topics: Iterable[str],
         *,
@@ -140,7 +141,7 @@ class Membership:
         self.group = group
         self.claim = Claim(tuple(sorted(topics)))
         self.assignment: Assignment | None = None
-        self._bootstrap = bootstrap
+        self._address = address
         self._client_id = client_id
         self._standbys = standbys
         self._earlier = earlier
@@ -234,7 +235,7 @@ class Membership:
     async def _belong(self) -> None:
         """Be a member until `stop`. Raises KafkaError where the group has to be sought anew."""
         client = AIOKafkaClient(
-            bootstrap_servers=self._bootstrap,
+            **client_options(self._address),
             client_id=self._client_id,
             request_timeout_ms=int(ANSWER_WITHIN * 1000),
         )

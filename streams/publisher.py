@@ -16,8 +16,9 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.partitioner import murmur2
-from headrace.streams.address import Address
+from headrace.streams.address import Address, client_options
 from headrace.streams.codecs import MAX_EVENT_BYTES, SHAPE, Codec, codec, doubt, key_of
+from headrace.streams.diagnosis import diagnose, unreachable
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.topics import unknown_topic
@@ -138,9 +139,9 @@ class Publisher:
         self._spread = itertools.count()
 
     async def start(self) -> None:
-        """Raises LogUnavailable where no broker answers."""
+        """Raises LogUnavailable where no broker answers, BadSecurity where it does not take us."""
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._address.bootstrap,
+            **client_options(self._address),
             client_id=self._client,
             enable_idempotence=True,
             acks="all",
@@ -152,7 +153,7 @@ class Publisher:
             await producer.start()
         except (KafkaConnectionError, OSError) as error:
             await producer.stop()
-            raise unreachable(self._address) from error
+            raise await diagnose(self._address) from error
         self._producer = producer
 
     async def close(self) -> None:
@@ -242,11 +243,3 @@ class Publisher:
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition of a key, as Kafka's own clients choose it."""
     return 0 if partitions == 1 else int((murmur2(key) & 0x7FFFFFFF) % partitions)
-
-
-def unreachable(address: Address) -> LogUnavailable:
-    """The error for a broker that does not answer."""
-    return LogUnavailable(
-        f"no broker answers at {address}: start the local one with `headrace run pipeline.py`, or give the address "
-        f"of yours (HEADRACE_BROKER=kafka://host:port)"
-    )

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import DeleteGroupsRequest
-from headrace.streams.address import Address
+from headrace.streams.address import Address, client_options
+from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import LogUnavailable, StreamsError
-from headrace.streams.publisher import unreachable
 
 GONE_WITHIN = 30.0
 """Seconds for a topic to be gone after it was deleted, and for a coordinator to be found: a cluster takes a moment, and
@@ -93,11 +93,11 @@ async def delete_groups(address: Address, names: Iterable[str]) -> None:
 
 @asynccontextmanager
 async def _admin(address: Address) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap, client_id="headrace-removal")
+    admin = AIOKafkaAdminClient(**client_options(address), client_id="headrace-removal")
     try:
         await admin.start()
         yield admin
     except (KafkaError, OSError) as error:
-        raise unreachable(address) from error
+        raise await diagnose(address) from error
     finally:
         await admin.close()

@@ -222,7 +222,7 @@ async def read_crew(address: Address, app: str | None, processors: Sequence[Proc
     """Who works now, from one reading of the topic. Raises LogUnavailable where the log does not answer."""
     roster = Roster(app, processors)
     subscription = Subscription(address, WORKERS, begin())
-    log = KafkaLog(address.bootstrap, "headrace-status")
+    log = KafkaLog(address, "headrace-status")
     until = time.monotonic() + READ_WITHIN
     try:
         await subscription.open()

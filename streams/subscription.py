@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
-from headrace.streams.address import Address
+from headrace.streams.address import Address, client_options
 from headrace.streams.closing import stop
+from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import LogUnavailable, StreamsError
 from headrace.streams.event import Event
-from headrace.streams.publisher import codec_of, unreachable
+from headrace.streams.publisher import codec_of
 from headrace.streams.topics import unknown_topic
 
 E = TypeVar("E", bound=Event)
@@ -96,10 +97,10 @@ class Subscription:
     async def open(self) -> None:
         """Find the place to start; what is published from now on will be seen.
 
-        Raises UnknownTopic, and LogUnavailable where no broker answers.
+        Raises UnknownTopic, LogUnavailable where no broker answers, and BadSecurity where it does not take us.
         """
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._address.bootstrap,
+            **client_options(self._address),
             client_id="headrace-subscriber",
             group_id=self._group,
             enable_auto_commit=False,
@@ -118,7 +119,7 @@ class Subscription:
                 await self._assign(consumer, sorted(metadata.partitions_for_topic(self.topic)))
         except (KafkaConnectionError, OSError) as error:
             await stop(consumer)
-            raise unreachable(self._address) from error
+            raise await diagnose(self._address) from error
         except KafkaError as error:
             await stop(consumer)
             raise LogUnavailable(f"topic {self.topic}: the log at {self._address} did not answer ({error})") from error

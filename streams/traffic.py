@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from headrace.streams.address import Address
+from headrace.streams.address import Address, client_options
 from headrace.streams.closing import stop
+from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import LogUnavailable
-from headrace.streams.publisher import unreachable
 from headrace.streams.subscription import Message, to_message
 from headrace.streams.topics import Processor, Topic
 
@@ -155,7 +155,7 @@ class Traffic:
 
     async def start(self) -> None:
         """Raises LogUnavailable where no broker answers."""
-        common = {"bootstrap_servers": self._address.bootstrap, "client_id": "headrace-traffic"}
+        common = {**client_options(self._address), "client_id": "headrace-traffic"}
         self._admin = AIOKafkaAdminClient(**common, request_timeout_ms=int(ANSWER * 1000))
         reading = {"isolation_level": "read_committed", "request_timeout_ms": int(ANSWER * 1000)}
         self._ends = AIOKafkaConsumer(**common, **reading)
@@ -167,7 +167,7 @@ class Traffic:
                 await self._tails.start()
         except (KafkaError, OSError) as error:
             await self.close()
-            raise unreachable(self._address) from error
+            raise await diagnose(self._address) from error
 
     async def close(self) -> None:
         for consumer in (self._ends, self._tails):
@@ -296,12 +296,12 @@ class Traffic:
 
 async def describe(address: Address) -> dict[str, int]:
     """The topics of the log with the number of their partitions. Raises LogUnavailable."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap, request_timeout_ms=int(ANSWER * 1000))
+    admin = AIOKafkaAdminClient(**client_options(address), request_timeout_ms=int(ANSWER * 1000))
     try:
         await admin.start()
         found = await admin.describe_topics()
     except (KafkaError, OSError) as error:
-        raise unreachable(address) from error
+        raise await diagnose(address) from error
     finally:
         await admin.close()
     return {t["topic"]: len(t["partitions"]) for t in found if not t["topic"].startswith("__")}

@@ -27,7 +27,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from headrace.models import versions
 from headrace.models.evaluation import exact
-from headrace.streams.address import Address, parse_address
+from headrace.streams.address import Address, client_options, parse_address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.closing import stop
 from headrace.streams.durations import DAY, micros
@@ -191,10 +191,10 @@ async def somewhere(data: Path, console: Console) -> AsyncIterator[Place]:
 
 
 @contextlib.asynccontextmanager
-async def watching(broker: str, seen: Seen) -> AsyncIterator[None]:
+async def watching(broker: Address, seen: Seen) -> AsyncIterator[None]:
     """Read every result from the beginning, also those of an interrupted run."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=broker,
+        **client_options(broker),
         isolation_level="read_committed",
         enable_auto_commit=False,
         fetch_max_wait_ms=50,
@@ -290,7 +290,7 @@ async def show(bar: Progress, numbers: Text, seen: Seen) -> None:
             print(text, flush=True)
 
 
-async def weights(broker: str) -> list[tuple[str, float]]:
+async def weights(broker: Address) -> list[tuple[str, float]]:
     """The weights of the newest version over standardised features, the heaviest first."""
     log = KafkaLog(broker)
     partition = Partition(versions.REGISTRY, 0)
@@ -313,7 +313,7 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
     orders = sum(line.topic == "orders" for line in lines)
     async with contextlib.AsyncExitStack() as closing:
         place = await closing.enter_async_context(somewhere(data, console))
-        log = KafkaLog(place.broker.bootstrap)
+        log = KafkaLog(place.broker)
         closing.push_async_callback(log.close)
         ends = await log.ends([Partition("orders", 0), Partition("returns", 0)])
         skip = {p.topic: end for p, end in ends.items()}
@@ -325,7 +325,7 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
         numbers = Text()
         # The numbers are wider than a narrow terminal: under the bar they wrap, beside it they would be cut.
         with Live(Group(bar, numbers), console=console) if console.is_terminal else contextlib.nullcontext():
-            async with watching(place.broker.bootstrap, seen):
+            async with watching(place.broker, seen):
                 shown = asyncio.create_task(show(bar, numbers, seen))
                 dead = asyncio.ensure_future(place.lost())
                 began = time.monotonic()
@@ -339,7 +339,7 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
                     for running_task in (shown, dead, work):
                         running_task.cancel()
                 seconds = time.monotonic() - began
-        carried = await weights(place.broker.bootstrap)
+        carried = await weights(place.broker)
         return _summary(seen, len(lines), published, seconds) | {"data": place.data, "weights": carried}
 
 

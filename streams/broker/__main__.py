@@ -22,12 +22,22 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", required=True, help="the folder that holds everything; made if missing")
     parser.add_argument("--port", type=int, required=True, help="0 takes any free port")
-    parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
-    parser.add_argument("--fsync", action="store_true", help="survive power cuts too, at a price per request")
+    parser.add_argument("--host", default="127.0.0.1", help="elsewhere than on loopback it wants TLS and users")
+    parser.add_argument("--advertise", default="", metavar="HOST", help="how clients reach it, if not by --host")
+    parser.add_argument("--tls-cert", metavar="FILE", help="its certificate, with those of its authorities (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", help="the key of the certificate (PEM)")
+    parser.add_argument("--users", metavar="FILE", help="who may use it; see python -m headrace.streams.broker.users")
+    parser.add_argument("--fsync", action="store_true", help="what is acknowledged survives power cuts too")
+    parser.add_argument(
+        "--accept-loss", action="store_true", help="read a damaged write-ahead log up to the damage; the rest is lost"
+    )
     parser.add_argument("--auto-create", action="store_true", help="create topics that clients ask for")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this loopback port")
     parser.add_argument("--parent-fd", type=int, help="end when the other end of this pipe closes")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if bool(parsed.tls_cert) != bool(parsed.tls_key):
+        parser.error("--tls-cert and --tls-key go together")
+    return parsed
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -40,6 +50,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
         arguments.host,
         arguments.port,
         fsync=arguments.fsync,
+        accept_loss=arguments.accept_loss,
+        advertise=arguments.advertise,
+        tls=(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None,
+        users=arguments.users,
         auto_create=arguments.auto_create,
     )
     async with broker:

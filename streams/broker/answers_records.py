@@ -10,7 +10,7 @@ from kio.schema.errors import ErrorCode
 from .batches import LEADER_EPOCH, receive_batch, transaction_of, with_append_time
 from .call import Call, names
 from .coordinator import Place
-from .errors import Refusal, Unanswerable
+from .errors import Refusal, StoreFailed, Unanswerable
 from .log import Append, PartitionLog
 from .messages import Fields, Message, milliseconds, moment
 from .store import Change
@@ -55,9 +55,13 @@ def produce(call: Call) -> Fields | None:
                 )
         responses.append({**names(topic), "partition_responses": answers})
     if staged:
-        call.node.store.commit(change)
-        for log, append in staged.values():
-            log.apply(append)
+        try:
+            call.node.store.commit(change)
+        except StoreFailed as failed:
+            responses = _not_stored(request, str(failed))
+        else:
+            for log, append in staged.values():
+                log.apply(append)
     if request.acks != 0:
         return {"responses": responses}
     for topic in responses:
@@ -88,6 +92,20 @@ def _enter_transactions(call: Call) -> dict[Place, Refusal]:
         except Refusal as refusal:
             unheld |= dict.fromkeys(places, refusal)
     return unheld
+
+
+def _not_stored(request: Message, why: str) -> list[dict[str, Any]]:
+    """Clients try again after this code."""
+    told = {
+        "error_code": ErrorCode.kafka_storage_error,
+        "error_message": why,
+        "base_offset": -1,
+        "log_start_offset": -1,
+    }
+    return [
+        {**names(topic), "partition_responses": [{"index": data.index, **told} for data in topic.partition_data]}
+        for topic in request.topic_data
+    ]
 
 
 def _produce_one(
@@ -173,7 +191,7 @@ def _logs_of(call: Call) -> list[PartitionLog]:
 def _fetch_now(call: Call) -> tuple[Fields, bool]:
     """What is there, and whether it is worth answering."""
     request = call.request
-    left = min(request.max_bytes, call.node.limits.fetch_bytes)
+    left = min(request.max_bytes, call.node.limits.fetch_bytes, call.node.flight.room)
     size, refused, responses = 0, False, []
     for topic in request.topics:
         partitions = []

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from kio.schema.errors import ErrorCode
 
-from . import answers_groups, answers_records, answers_topics, answers_transactions
+from . import answers_groups, answers_records, answers_topics, answers_transactions, sasl
 from .call import Call
 from .messages import Fields
 
@@ -60,6 +60,7 @@ _ALL = (
     Api(14, "SyncGroup", 0, 5, answers_groups.sync_group),
     Api(15, "DescribeGroups", 0, 6, answers_groups.describe_groups),
     Api(16, "ListGroups", 0, 5, answers_groups.list_groups),
+    Api(sasl.HANDSHAKE, "SaslHandshake", *sasl.VERSIONS[sasl.HANDSHAKE], sasl.too_late),
     Api(API_VERSIONS, "ApiVersions", 0, 4, _api_versions),
     Api(19, "CreateTopics", 2, 7, answers_topics.create_topics),
     Api(20, "DeleteTopics", 1, 6, answers_topics.delete_topics),
@@ -73,6 +74,7 @@ _ALL = (
     Api(32, "DescribeConfigs", 1, 4, answers_topics.describe_configs),
     Api(33, "AlterConfigs", 0, 2, answers_topics.alter_configs),
     Api(35, "DescribeLogDirs", 1, 4, answers_topics.describe_log_dirs),
+    Api(sasl.AUTHENTICATE, "SaslAuthenticate", *sasl.VERSIONS[sasl.AUTHENTICATE], sasl.too_late),
     Api(37, "CreatePartitions", 0, 3, answers_topics.create_partitions),
     Api(42, "DeleteGroups", 0, 2, answers_groups.delete_groups),
     Api(44, "IncrementalAlterConfigs", 0, 1, answers_topics.incremental_alter_configs),

@@ -8,7 +8,7 @@ class BrokerError(Exception):
 
 
 class AddressRefused(BrokerError):
-    """The address is not on this machine; give a loopback address, or use Apache Kafka for a network."""
+    """The broker cannot listen there, or anyone would reach it without TLS. The message says what to give."""
 
 
 class FolderInUse(BrokerError):
@@ -17,6 +17,18 @@ class FolderInUse(BrokerError):
 
 class FolderUnreadable(BrokerError):
     """The data folder holds something this broker cannot read; check the path and the version."""
+
+
+class UsersUnreadable(BrokerError):
+    """The file of users cannot be read, or names nobody; make it with `python -m headrace.streams.broker.users`."""
+
+
+class StoreFailed(BrokerError):
+    """The store could not be written or read; nothing was acknowledged. The message says what to do."""
+
+
+class Unauthenticated(BrokerError):
+    """A client could not show who it is; its connection is closed."""
 
 
 class FrameMalformed(BrokerError):

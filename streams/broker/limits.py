@@ -10,6 +10,21 @@ class Limits:
     # A length field of garbage would otherwise make the broker reserve up to 2 GiB. As Kafka's
     # socket.request.max.bytes.
     frame_bytes: int = 100 * 1024 * 1024
+    # Requests but produce: each of their entries, a byte or two, becomes an object of hundreds. A megabyte commits
+    # the offsets of 30,000 partitions.
+    request_bytes: int = 1024 * 1024
+    # A frame that never ends would hold its room for ever; 100 MiB come within it at 2 MB/s.
+    frame_ms: int = 60_000
+    # Requests and answers of all connections, in memory at once. As Kafka's queued.max.request.bytes, and more than
+    # frame_bytes, or the largest frame would never get in.
+    inflight_bytes: int = 256 * 1024 * 1024
+    # Where users are asked for: connections of which it is not known whose they are, each with a frame of this size at
+    # most and this long. Strangers must not take what users need.
+    unauthenticated_connections: int = 100
+    unauthenticated_frame_bytes: int = 64 * 1024
+    authentication_ms: int = 10_000
+    # How often a store that failed is tried again.
+    reopen_ms: int = 1_000
     # One file descriptor and one read buffer each; the usual limit of descriptors is 1024.
     connections: int = 800
     # A client that does not read its answers may hold this much of them before its requests wait.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kio.schema.errors import ErrorCode
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
-from .errors import Refusal
+from .errors import Refusal, StoreFailed
 from .producers import (
     NO_OFFSET,
     ProducerState,
@@ -237,7 +237,8 @@ class PartitionLog:
         """
         Whole batches from the one that holds `offset`, below `upper`, within `max_bytes`.
 
-        :raises Refusal: OFFSET_OUT_OF_RANGE; CORRUPT_MESSAGE where the first of them is damaged on disk.
+        :raises Refusal: OFFSET_OUT_OF_RANGE; CORRUPT_MESSAGE where the first of them is damaged on disk;
+            KAFKA_STORAGE_ERROR where what leads to it is.
         """
         if not self.start <= offset <= self.end:
             raise Refusal(ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}.")
@@ -245,18 +246,23 @@ class PartitionLog:
         if offset >= upper:
             return found
         size = 0
-        for last, data in self._from(offset):
-            if data is None:
-                if found:
+        try:
+            for last, data in self._from(offset):
+                if data is None:
+                    if found:
+                        break
+                    raise Refusal(
+                        ErrorCode.corrupt_message,
+                        f"The batch of {self.topic} partition {self.index} that ends at offset {last} is damaged.",
+                    )
+                size += len(data)
+                if last >= upper or (size > max_bytes and (found or not at_least_one)):
                     break
-                raise Refusal(
-                    ErrorCode.corrupt_message,
-                    f"The batch of {self.topic} partition {self.index} that ends at offset {last} is damaged on disk.",
-                )
-            size += len(data)
-            if last >= upper or (size > max_bytes and (found or not at_least_one)):
-                break
-            found.append(data)
+                found.append(data)
+        except StoreFailed as failed:
+            # What lies before the damage is served; at it the reader is told, and never passes it unseen.
+            if not found:
+                raise Refusal(ErrorCode.kafka_storage_error, str(failed)) from failed
         return found
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes | None]]:

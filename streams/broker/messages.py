@@ -8,7 +8,6 @@ ignores the rest.
 import dataclasses
 import datetime
 import struct
-import types
 import typing
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from .errors import FrameMalformed
+from .shape import MOST_TAGS, check_shape, entity_in, is_tuple, read_varint
 
 # Any: kio has one class for each version of a message, without a common base that would carry the fields.
 Message = Any
@@ -71,10 +71,9 @@ def client_id(frame: bytes) -> str:
 def read_request(frame: bytes, envelope: Envelope) -> Message:
     """:raises FrameMalformed: when the body is not a message of that API and version."""
     read, flexible = _request_reader(envelope.api_key, envelope.version)
-    start = envelope.body_at
     try:
-        if flexible:
-            start = _after_tags(frame, start)
+        start = _after_tags(frame, envelope.body_at) if flexible else envelope.body_at
+        check_shape(envelope.api_key, envelope.version, frame, start)
         # Bytes after the end are let be, as in Kafka: librdkafka leaves some when it asks for no topic.
         message, _ = read(frame, start)
     except Exception as error:  # kio raises many kinds; any of them means that the bytes are not the message
@@ -123,23 +122,14 @@ def moment(wall_ms: int) -> datetime.datetime | None:
 
 def _after_tags(frame: bytes, position: int) -> int:
     # The header's tagged fields carry nothing a broker needs; they are walked over.
-    count, position = _varint(frame, position)
+    count, position = read_varint(frame, position)
+    if count > MOST_TAGS:
+        raise ValueError(f"A header has {count} tagged fields.")
     for _ in range(count):
-        _, position = _varint(frame, position)
-        size, position = _varint(frame, position)
+        _, position = read_varint(frame, position)
+        size, position = read_varint(frame, position)
         position += size
     return position
-
-
-def _varint(frame: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 35, 7):
-        byte = frame[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("A variable-length integer has more than five bytes.")
 
 
 @cache
@@ -160,8 +150,8 @@ def builder(schema: type[Any]) -> Callable[[Fields], Message]:
     single: list[tuple[str, Callable[[Fields], Message]]] = []
     plain: list[tuple[str, Any]] = []
     for field in dataclasses.fields(schema):
-        inner = _entity_in(field.type)
-        if inner is not None and _is_tuple(field.type):
+        inner = entity_in(field.type)
+        if inner is not None and is_tuple(field.type):
             nested.append((field.name, builder(inner)))
             continue
         if inner is not None:
@@ -185,27 +175,9 @@ def builder(schema: type[Any]) -> Callable[[Fields], Message]:
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:
-    if _is_tuple(field.type):
+    if is_tuple(field.type):
         return ()
     kafka_type = field.metadata.get("kafka_type", "")
     if type(None) in typing.get_args(field.type):
         return None
     return _ZERO.get(kafka_type, 0)
-
-
-def _arms(annotation: object) -> tuple[object, ...]:
-    if isinstance(annotation, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _is_tuple(annotation: object) -> bool:
-    return any(typing.get_origin(arm) is tuple for arm in _arms(annotation))
-
-
-def _entity_in(annotation: object) -> type[Any] | None:
-    for arm in _arms(annotation):
-        inner = typing.get_args(arm)[0] if typing.get_origin(arm) is tuple else arm
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            return inner
-    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from .cleaning import Cleaner
 from .clock import Clock
 from .coordinator import GroupCoordinator
+from .flight import Flight
 from .limits import Limits
 from .metrics import Metrics
 from .store import Change, Store
@@ -29,6 +30,7 @@ class Node:
     limits: Limits
     clock: Clock
     metrics: Metrics
+    flight: Flight
     cluster_id: str
     auto_create: bool
     default_partitions: int
@@ -49,14 +51,21 @@ def open_node(
     fsync: bool,
     auto_create: bool,
     default_partitions: int,
+    accept_loss: bool = False,
+    metrics: Metrics | None = None,
+    flight: Flight | None = None,
 ) -> Node:
     """:raises FolderInUse: :raises FolderUnreadable:"""
-    store = Store(folder, fsync=fsync)
+    store = Store(folder, fsync=fsync, accept_loss=accept_loss)
     topics = Topics(store, limits)
     groups = GroupCoordinator(store, limits)
     transactions = TransactionCoordinator(store, topics, groups, limits)
-    metrics = Metrics()
-    metrics.watch(lambda: sum(len(topic.partitions) for topic in topics), lambda: transactions.open_count)
+    metrics = metrics or Metrics()
+    metrics.watch(
+        lambda: sum(len(topic.partitions) for topic in topics),
+        lambda: transactions.open_count,
+        lambda: store.syncs,
+    )
     return Node(
         store,
         topics,
@@ -66,6 +75,7 @@ def open_node(
         limits,
         clock,
         metrics,
+        flight or Flight(limits.inflight_bytes),
         _cluster_id(store),
         auto_create,
         default_partitions,

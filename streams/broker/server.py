@@ -5,38 +5,62 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import ssl
 import struct
+from collections.abc import Awaitable
 from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from kio.schema.errors import ErrorCode
 
+from . import sasl
 from .api import API_VERSIONS, APIS, versions_answer
 from .call import Call
 from .clock import Clock, SystemClock
-from .errors import AddressRefused, BrokerError, FrameMalformed, Unanswerable
+from .errors import (
+    AddressRefused,
+    BrokerError,
+    FrameMalformed,
+    Refusal,
+    StoreFailed,
+    Unanswerable,
+    Unauthenticated,
+    UsersUnreadable,
+)
+from .flight import Flight
 from .limits import Limits
 from .messages import Envelope, client_id, read_envelope, read_request, write_response
 from .metrics import Metrics
 from .node import Node, open_node
+from .users import Users
 
 log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">i")
+_API_KEY = struct.Struct(">h")
+_PRODUCE = 0
 # One read of the socket; larger frames are put together from several.
 _READ_BUFFER_BYTES = 256 * 1024
 # Connections that are still writing an answer when the broker stops get this long.
 _STOP_GRACE_SECONDS = 2.0
+# When the process has no more file descriptors, accepting at once again would fail at once again.
+_ACCEPT_AGAIN_SECONDS = 0.1
 
 
 class Broker:
     """
     The local broker as a library: `async with Broker(folder) as broker: broker.address`.
 
-    :raises AddressRefused: when started on an address that is not of this machine alone.
+    advertise:  the host by which clients reach it, where that is not the one it listens on
+    tls:        the files of a certificate and its key, in PEM form
+    users:      the file of those who may use it (see `users`)
+
+    :raises AddressRefused: when started on an address that others reach, without `tls` and `users`.
     :raises FolderInUse: when started on the folder of another broker.
+    :raises FolderUnreadable: when the folder is no broker's, or damaged.
+    :raises UsersUnreadable:
     """
 
     def __init__(
@@ -48,21 +72,37 @@ class Broker:
         limits: Limits | None = None,
         clock: Clock | None = None,
         fsync: bool = False,
+        accept_loss: bool = False,
         auto_create: bool = False,
         default_partitions: int = 1,
+        advertise: str = "",
+        tls: tuple[str | Path, str | Path] | None = None,
+        users: str | Path | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._host = host
         self._port = port
         self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self._flight = Flight(self.limits.inflight_bytes)
         self._clock = clock or SystemClock()
         self._fsync = fsync
+        self._accept_loss = accept_loss
         self._auto_create = auto_create
         self._default_partitions = default_partitions
+        self._advertise = advertise
+        self._tls_files = tls
+        self._tls: ssl.SSLContext | None = None
+        self._users_file = users
+        self._users: Users | None = None
+        self._place = ("", 0)
         self._node: Node | None = None
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._housekeeping: list[asyncio.Task[None]] = []
-        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+        self._connections: set[asyncio.Task[None]] = set()
+        self._strangers = 0
+        self.metrics.watch_flight(self._flight)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -76,13 +116,10 @@ class Broker:
     @property
     def address(self) -> str:
         """What clients are given as bootstrap server."""
-        node = self._running
-        host = f"[{node.host}]" if ":" in node.host else node.host
-        return f"{host}:{node.port}"
-
-    @property
-    def metrics(self) -> Metrics:
-        return self._running.metrics
+        if self._listener is None:
+            raise BrokerError("The broker is not running; start it first.")
+        host, port = self._place
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def _running(self) -> Node:
@@ -91,41 +128,69 @@ class Broker:
         return self._node
 
     async def start(self) -> None:
-        host = await _loopback(self._host)
+        host = await self._checked_host()
+        self._tls = None if self._tls_files is None else _context(*self._tls_files)
+        self._users = None if self._users_file is None else Users(Path(self._users_file))
+        self._open()
+        try:
+            listener = _listen(host, self._port, self.limits.connections)
+        except OSError as error:
+            self._running.store.close()
+            self._node = None
+            raise AddressRefused(f"The broker cannot listen on {host} port {self._port}: {error}.") from error
+        self._listener = listener
+        self._place = (self._advertise or listener.getsockname()[0], listener.getsockname()[1])
+        self._running.host, self._running.port = self._place
+        self._keep_house()
+        self._watching = [asyncio.create_task(self._accept(listener)), asyncio.create_task(self._keep_store())]
+
+    async def _checked_host(self) -> str:
+        """The address to listen on. :raises AddressRefused:"""
+        addresses = await _addresses(self._host)
+        if not all(address.is_loopback for address in addresses):
+            missing = [
+                option
+                for option, given in (("--tls-cert and --tls-key", self._tls_files), ("--users", self._users_file))
+                if not given
+            ]
+            if missing:
+                raise AddressRefused(
+                    f"Without TLS and users the local broker listens on this machine alone, and {self._host!r} is "
+                    f"{', '.join(map(str, addresses))}. Give 127.0.0.1, or {' and '.join(missing)}."
+                )
+            if addresses[0].is_unspecified and not self._advertise:
+                raise AddressRefused(f"Clients cannot connect to {self._host}: say by what host they can, --advertise.")
+        return str(addresses[0])
+
+    def _open(self) -> None:
         node = open_node(
             self._folder,
             limits=self.limits,
             clock=self._clock,
+            metrics=self.metrics,
+            flight=self._flight,
             fsync=self._fsync,
+            accept_loss=self._accept_loss,
             auto_create=self._auto_create,
             default_partitions=self._default_partitions,
         )
-        try:
-            self._server = await asyncio.start_server(
-                self._serve, host, self._port, limit=_READ_BUFFER_BYTES, backlog=self.limits.connections
-            )
-        except OSError as error:
-            node.store.close()
-            raise AddressRefused(f"The broker cannot listen on {host} port {self._port}: {error}.") from error
-        node.host, node.port = self._server.sockets[0].getsockname()[:2]
+        node.host, node.port = self._place
         self._node = node
-        self._housekeeping = [
-            asyncio.create_task(self._keep_deadlines(node)),
-            asyncio.create_task(self._keep_clean(node)),
-        ]
 
     async def stop(self) -> None:
         """Answers on their way are sent; waiting requests are dropped, as if the connection had been lost."""
-        if self._node is None or self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
-        for task in (*self._housekeeping, *self._connections):
-            task.cancel()
-        if self._connections or self._housekeeping:
-            await asyncio.wait((*self._housekeeping, *self._connections), timeout=_STOP_GRACE_SECONDS)
-        await self._server.wait_closed()
-        self._node.store.close()
-        self._node = self._server = None
+        await _end(*self._watching)
+        self._listener.close()
+        self._listener = None
+        await self._end_work()
+        if self._node is not None:
+            self._node.store.close()
+        self._node = None
+
+    async def _end_work(self) -> None:
+        await _end(*self._housekeeping, *self._connections)
 
     async def clean(self) -> None:
         """Run retention and compaction now."""
@@ -137,11 +202,20 @@ class Broker:
 
     # Time.
 
+    def _keep_house(self) -> None:
+        node = self._running
+        self._housekeeping = [
+            asyncio.create_task(self._keep_deadlines(node)),
+            asyncio.create_task(self._keep_clean(node)),
+        ]
+
     async def _keep_deadlines(self, node: Node) -> None:
         while True:
             await asyncio.sleep(node.limits.deadline_check_ms / 1000)
             try:
                 node.tick()
+            except StoreFailed:
+                pass  # the store has said so
             except Exception:
                 log.exception("The deadlines of groups and transactions could not be kept.")
 
@@ -151,58 +225,172 @@ class Broker:
             try:
                 node.transactions.forget_old_ids(node.clock.wall_ms())
                 await node.cleaner.clean()
+            except StoreFailed:
+                pass
             except Exception:
                 log.exception("Retention and compaction failed; they are tried again.")
 
+    async def _keep_store(self) -> None:
+        """Open a store that failed anew, when it takes writes again.
+
+        By the path of a start, since what a failed write left is not known: clients see a broker that was restarted.
+        Until then nothing is acknowledged; what was is served, as far as it is safe.
+        """
+        while True:
+            await asyncio.sleep(self.limits.reopen_ms / 1000)
+            node = self._node
+            self.metrics.store_failed.set(node is None or bool(node.store.failure))
+            if node is not None:
+                room = bool(node.store.failure) and await asyncio.to_thread(node.store.has_room)
+                if not room:
+                    continue
+            await self._end_work()
+            if node is not None:
+                node.store.close()
+                self._node = None
+            try:
+                self._open()
+            except (BrokerError, StoreFailed) as error:
+                log.error("The store cannot be opened again, it is tried every second: %s", error)
+                continue
+            self._keep_house()
+            log.warning("The store takes writes again; the broker goes on.")
+
     # Connections.
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        node = self._running
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self._connections) >= node.limits.connections:
-            node.metrics.refused.inc()
-            log.warning("A connection above the bound of %d was closed.", node.limits.connections)
-            writer.close()
-            return
-        self._connections[task] = writer
-        node.metrics.connections.inc()
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("No connection can be accepted: %s.", error)
+                await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
+                continue
+            known = self._tls is None and self._users is None
+            full = len(self._connections) >= self.limits.connections
+            if full or (not known and self._strangers >= self.limits.unauthenticated_connections):
+                self.metrics.refused.inc()
+                which, bound = "", self.limits.connections
+                if not full:
+                    which, bound = " unauthenticated", self.limits.unauthenticated_connections
+                log.warning("A connection above the bound of %d%s ones was closed.", bound, which)
+                connection.close()
+                continue
+            if self._node is None:
+                connection.close()
+                continue
+            task = asyncio.create_task(self._serve(self._node, connection, str(peer[0])))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, node: Node, connection: socket.socket, peer: str) -> None:
+        self.metrics.connections.inc()
+        writer = None
         try:
-            await self._converse(node, reader, writer)
+            reader, writer = await self._admit(connection)
+            await self._converse(node, reader, writer, f"/{peer}")
         except FrameMalformed as error:
             node.metrics.malformed.inc()
-            log.warning("The connection of %s was closed: %s", writer.get_extra_info("peername"), error)
-        except Unanswerable as error:
-            log.info("The connection of %s was closed: %s", writer.get_extra_info("peername"), error)
+            log.warning("The connection of %s was closed: %s", peer, error)
+        except (Unauthenticated, UsersUnreadable) as error:
+            node.metrics.unauthenticated.inc()
+            log.warning("The connection of %s was closed: %s", peer, error)
+        except (Unanswerable, Refusal) as error:
+            log.info("The connection of %s was closed: %s", peer, error)
+        except StoreFailed:
+            pass  # the store has said so; the client tries again, as when a broker has died
         except (asyncio.IncompleteReadError, OSError):
-            pass  # the client has gone
+            pass  # the client has gone, or speaks no TLS
         except asyncio.CancelledError:
-            pass  # the broker stops; streams report a cancelled task as an error
+            pass  # the broker stops
         except Exception:
             log.exception("A connection was closed because its request failed inside the broker.")
         finally:
-            node.metrics.connections.dec()
-            del self._connections[task]
-            writer.close()
+            self.metrics.connections.dec()
+            if writer is not None:
+                writer.close()
+            else:
+                connection.close()
 
-    async def _converse(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _admit(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The streams of a connection, once it is known who is at the other end, where that is asked."""
+        if self._tls is None and self._users is None:
+            return await self._streams(connection)
+        self._strangers += 1
+        self.metrics.strangers.set(self._strangers)
+        try:
+            async with asyncio.timeout(self.limits.authentication_ms / 1000):
+                reader, writer = await self._streams(connection)
+                if self._users is not None:
+                    try:
+                        await self._authenticate(self._users, reader, writer)
+                    except BaseException:
+                        writer.close()
+                        raise
+            return reader, writer
+        except TimeoutError:
+            raise Unauthenticated(f"It was not known whose it is after {self.limits.authentication_ms} ms.") from None
+        finally:
+            self._strangers -= 1
+            self.metrics.strangers.set(self._strangers)
+
+    async def _streams(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reader = asyncio.StreamReader(limit=_READ_BUFFER_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
+        transport.set_write_buffer_limits(high=self.limits.unsent_bytes)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def _authenticate(self, users: Users, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def receive() -> bytes:
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            if not 0 <= length <= self.limits.unauthenticated_frame_bytes:
+                raise FrameMalformed(
+                    f"A frame of {length} bytes before it was known whose it is; at most "
+                    f"{self.limits.unauthenticated_frame_bytes} are taken."
+                )
+            return await reader.readexactly(length)
+
+        async def send(answer: list[bytes]) -> None:
+            writer.writelines(answer)
+            await writer.drain()
+
+        await sasl.authenticate(users, receive, send, _versions)
+
+    async def _converse(
+        self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
+    ) -> None:
         """One request at a time, as in Kafka: answers are in order, and a client holds one answer at most."""
-        transport = writer.transport
-        transport.set_write_buffer_limits(high=node.limits.unsent_bytes)
-        _send_at_once(writer)
-        peer = writer.get_extra_info("peername")
-        host = f"/{peer[0]}" if peer else ""
+        limits, flight = node.limits, node.flight
         while True:
             (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-            if not 0 < length <= node.limits.frame_bytes:
-                raise FrameMalformed(f"A frame of {length} bytes; 1 to {node.limits.frame_bytes} are taken.")
-            frame = await reader.readexactly(length)
-            node.metrics.received.inc(length)
-            response = await self._respond(node, frame, host)
-            if response is not None:
-                node.metrics.sent.inc(sum(map(len, response)))
+            if not 0 < length <= limits.frame_bytes:
+                raise FrameMalformed(f"A frame of {length} bytes; 1 to {limits.frame_bytes} are taken.")
+            await flight.enter(length)
+            try:
+                frame = await _in_time(_frame(reader, length, limits), length, limits.frame_ms)
+                node.metrics.received.inc(length)
+                response = await self._respond(node, frame, host)
+                del frame
+            finally:
+                flight.leave(length)
+            if response is None:
+                continue
+            size = sum(map(len, response))
+            flight.take(size)
+            try:
+                # What is told of may have been written a moment ago, by whomever.
+                await node.store.settled()
+                node.metrics.sent.inc(size)
                 writer.writelines(response)
                 await writer.drain()
+            finally:
+                flight.leave(size)
 
     async def _respond(self, node: Node, frame: bytes, host: str) -> list[bytes] | None:
         envelope = read_envelope(frame)
@@ -215,7 +403,7 @@ class Broker:
         try:
             answer = api.answer(call)
             fields = await answer if isawaitable(answer) else answer
-        except Unanswerable:
+        except (Unanswerable, StoreFailed, Refusal):
             raise
         except Exception:
             node.metrics.failures.labels(api.name).inc()
@@ -226,6 +414,34 @@ class Broker:
         return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
 
 
+async def _frame(reader: asyncio.StreamReader, length: int, limits: Limits) -> bytes:
+    """The rest of a frame; a large one only where it is records that are large."""
+    if length <= limits.request_bytes:
+        return await reader.readexactly(length)
+    key = await reader.readexactly(_API_KEY.size)
+    if _API_KEY.unpack(key)[0] != _PRODUCE:
+        raise FrameMalformed(f"A request of {length} bytes; {limits.request_bytes} are taken, but of records.")
+    return key + await reader.readexactly(length - len(key))
+
+
+async def _in_time(reading: Awaitable[bytes], length: int, ms: int) -> bytes:
+    try:
+        async with asyncio.timeout(ms / 1000):
+            return await reading
+    except TimeoutError:
+        raise FrameMalformed(f"A frame of {length} bytes was not whole after {ms} ms.") from None
+
+
+def _versions(envelope: Envelope, frame: bytes) -> tuple[list[bytes], bool]:
+    """The answer to ApiVersions before it is known who asks, and whether its version is one of ours."""
+    api = APIS[API_VERSIONS]
+    if not api.oldest <= envelope.version <= api.newest:
+        return _unsupported(envelope), False
+    read_request(frame, envelope)
+    fields = versions_answer(ErrorCode.none)
+    return write_response(API_VERSIONS, envelope.version, envelope.correlation_id, fields), True
+
+
 def _unsupported(envelope: Envelope) -> list[bytes]:
     """A client that is newer than the broker asks for versions in a version the broker may not know."""
     if envelope.api_key != API_VERSIONS:
@@ -234,23 +450,44 @@ def _unsupported(envelope: Envelope) -> list[bytes]:
     return write_response(API_VERSIONS, 0, envelope.correlation_id, fields)
 
 
-def _send_at_once(writer: asyncio.StreamWriter) -> None:
-    connection = writer.get_extra_info("socket")
-    if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_STOP_GRACE_SECONDS)
 
 
-async def _loopback(host: str) -> str:
-    """The host's address, if it is one that only this machine can reach."""
+def _context(cert: str | Path, key: str | Path) -> ssl.SSLContext:
+    """:raises AddressRefused: when the files are no certificate and its key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def ask() -> str:
+        raise AddressRefused(f"The key {key} is encrypted: give a file that holds it in the clear.")
+
+    try:
+        context.load_cert_chain(cert, key, ask)
+    except (ssl.SSLError, OSError) as error:
+        raise AddressRefused(f"{cert} and {key} are no certificate and its key in PEM form: {error}.") from error
+    return context
+
+
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        listener.bind((host, port))
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise AddressRefused(f"The address {host!r} is not known: {error}.") from error
-    addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(ipaddress.ip_address(address).is_loopback for address in addresses):
-        raise AddressRefused(
-            f"The local broker has no access control and so listens on this machine alone; {host!r} is "
-            f"{', '.join(addresses) or 'nothing'}. Give 127.0.0.1, or use Apache Kafka."
-        )
-    return addresses[0]
+    return [ipaddress.ip_address(str(entry[4][0])) for entry in found]

@@ -14,13 +14,21 @@ A partition's number is its own for ever: a topic made again under its old name 
 left of the old one can never be read as the new.
 """
 
+import asyncio
+import contextlib
+import logging
+import os
 import struct
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rocksdict import DBCompressionType, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
+from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
 
-from .errors import FolderInUse, FolderUnreadable
+from .errors import FolderInUse, FolderUnreadable, StoreFailed
+
+log = logging.getLogger(__name__)
 
 FORMAT = b"headrace broker 1"
 _FORMAT_KEY = b"mformat"
@@ -29,6 +37,10 @@ _MEMTABLE_BYTES = 16 * 1024 * 1024
 # Record batches go to blob files, so that compaction moves keys and not records.
 _BLOB_MIN_BYTES = 512
 _BLOB_FILE_BYTES = 64 * 1024 * 1024
+# Written and read back before a store that failed is opened again. More than RocksDB needs to open, so that it is not
+# opened into the next failure.
+_ROOM_BYTES = 4 * 1024 * 1024
+_TELL_EVERY_SECONDS = 10.0
 # RocksDB keeps old information logs for ever unless told.
 _INFO_LOGS = 2
 
@@ -58,61 +70,185 @@ class Store:
     """
     The broker's folder.
 
+    With `fsync`, what is committed is safe from a power cut once `settled` has returned; without, as soon as `commit`
+    has, from the death of this process alone. With `accept_loss`, a damaged write-ahead log is read up to the damage.
+
     :raises FolderInUse: when another broker holds it.
-    :raises FolderUnreadable: when it is not a broker's folder.
+    :raises FolderUnreadable: when it is not a broker's folder, or is damaged.
     """
 
-    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False, accept_loss: bool = False) -> None:
+        self.folder = folder
+        self.failure = ""
+        """Why nothing more is written: after a failed write it is not known what the disk holds."""
+        self.syncs = 0
+        self._fsync = fsync
+        self._written = self._synced = 0
+        self._syncing: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "fsync")
+        self._told_at = -_TELL_EVERY_SECONDS
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = folder
-            self._db = Rdict(str(folder), _options())
+            self._db = Rdict(str(folder), _options(accept_loss))
         except Exception as error:  # rocksdict raises plain exceptions; the text is all there is
-            if "lock" in str(error).lower():
-                raise FolderInUse(f"Another broker holds the folder {folder}.") from error
-            raise FolderUnreadable(f"The folder {folder} cannot be opened: {error}.") from error
-        self._durable = WriteOptions()
-        # Without sync a commit is in the system's cache: safe from a killed process, not from a power cut.
-        self._durable.sync = fsync
+            raise _unopened(folder, error) from error
         self._check_format(folder)
 
     def _check_format(self, folder: Path) -> None:
-        found = self.get(_FORMAT_KEY)
-        if found is None:
-            change = Change()
-            change.put(_FORMAT_KEY, FORMAT)
-            self.commit(change)
-        elif found != FORMAT:
+        try:
+            found = self.get(_FORMAT_KEY)
+            if found is None:
+                change = Change()
+                change.put(_FORMAT_KEY, FORMAT)
+                self.commit(change)
+                return
+        except StoreFailed as error:
+            self.close()
+            raise FolderUnreadable(f"The folder {folder} cannot be used: {error}") from error
+        if found != FORMAT:
             self.close()
             raise FolderUnreadable(f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}.")
 
     def commit(self, change: Change) -> None:
-        """Atomic and, when it returns, safe from the death of this process."""
-        self._db.write(change.batch, self._durable)
+        """
+        Atomic and, when it returns, safe from the death of this process.
+
+        :raises StoreFailed: it may or may not be kept; nothing is written any more until the store is opened anew.
+        """
+        if self.failure:
+            raise StoreFailed(self.failure)
+        try:
+            self._db.write(change.batch)
+        except Exception as error:
+            self._fail(error)
+            raise StoreFailed(self.failure) from error
+        self._written += 1
+
+    async def settled(self) -> None:
+        """
+        Return when all that was committed before the call is as safe as promised: the group commit.
+
+        Whoever asks while one fsync is on its way shares the next; so their number does not matter to the disk.
+
+        :raises StoreFailed: nothing of it may be acknowledged.
+        """
+        target = self._written
+        while self._fsync and self._synced < target:
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.create_task(self._sync())
+            await asyncio.shield(self._syncing)
+
+    async def _sync(self) -> None:
+        upto = self._written
+        try:
+            if self.failure:
+                raise StoreFailed(self.failure)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._db.flush_wal, True)
+        except StoreFailed:
+            raise
+        except Exception as error:
+            # What an fsync failed to write may be gone from the system's cache: a second one would lie.
+            self._fail(error)
+            raise StoreFailed(self.failure) from error
+        self._synced = upto
+        self.syncs += 1
+
+    def _fail(self, error: Exception) -> None:
+        if "no space" in str(error).lower():
+            why = f"the disk of {self.folder} is full: free some of it, and the broker goes on by itself"
+        else:
+            why = f"{self.folder} cannot be written ({error}): mend that, and the broker goes on by itself"
+        self.failure = f"Nothing is acknowledged any more, {why}."
+        log.error(self.failure)
 
     def get(self, key: bytes) -> bytes | None:
-        value: bytes | None = self._db.get(key)
+        """:raises StoreFailed: when what is stored is damaged."""
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._damaged(error) from error
         return value
 
-    def scan(
-        self, prefix: bytes, start: bytes | None = None, *, checked: bool = True
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys with the prefix, from `start` on, in order. checked: False where the caller verifies the values."""
+    def scan(self, prefix: bytes, start: bytes | None = None, *, checked: bool = True) -> Iterator[tuple[bytes, bytes]]:
+        """Keys with the prefix, from `start` on, in order. checked: False where the caller verifies the values.
+
+        :raises StoreFailed: when what is stored is damaged.
+        """
         bound = ReadOptions()
         bound.set_verify_checksums(checked)
         bound.set_iterate_upper_bound(_after_prefix(prefix))
-        iterator = self._db.iter(bound)
-        iterator.seek(prefix if start is None else start)
-        while iterator.valid():
-            yield iterator.key(), iterator.value()
-            iterator.next()
+        try:
+            iterator = self._db.iter(bound)
+            iterator.seek(prefix if start is None else start)
+            while iterator.valid():
+                yield iterator.key(), iterator.value()
+                iterator.next()
+            iterator.status()  # an iterator ends at damage as it ends at the end
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StoreFailed:
+        told = (
+            f"The folder {self.folder} is damaged ({error}): nothing of the damaged part is served. Stop the broker, "
+            f"look after the disk, and put it back from a copy."
+        )
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY_SECONDS:
+            self._told_at = now
+            log.error(told)
+        return StoreFailed(told)
+
+    def has_room(self) -> bool:
+        """Whether the folder takes writes again."""
+        probe = self.folder / "room"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_ROOM_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return True
 
     def close(self) -> None:
-        self._db.close()
+        self._thread.shutdown(wait=True)
+        try:
+            if self._fsync and not self.failure:
+                self._db.flush_wal(True)
+            self._db.close()
+        except Exception as error:
+            log.error("The folder %s could not be closed in order: %s", self.folder, error)
 
 
-def _options() -> Options:
+def _unopened(folder: Path, error: Exception) -> FolderInUse | FolderUnreadable:
+    text = str(error)
+    if "lock" in text.lower() and "LOCK" in text:
+        return FolderInUse(f"Another broker holds the folder {folder}.")
+    if "no space" in text.lower():
+        return FolderUnreadable(f"The disk of {folder} is full: free some of it, then start the broker again.")
+    # Of every other file RocksDB tells the name.
+    if "checksum mismatch" in text and not any(kind in text for kind in (".sst", ".blob", "MANIFEST")):
+        return FolderUnreadable(
+            f"The write-ahead log of {folder} is damaged ({text}). Put the folder back from a copy; or start the "
+            f"broker once with --accept-loss: what was acknowledged after the damage is then lost."
+        )
+    return FolderUnreadable(
+        f"The folder {folder} cannot be opened: {text}. If it is damaged, put it back from a copy; check the path too."
+    )
+
+
+def _options(accept_loss: bool) -> Options:
     options = Options(raw_mode=True)
+    # An unfinished record at the very end was never acknowledged. Anything else that does not fit its check sum is
+    # damage, which RocksDB by default takes for the end.
+    mode = DBRecoveryMode.point_in_time() if accept_loss else DBRecoveryMode.tolerate_corrupted_tail_records()
+    options.set_wal_recovery_mode(mode)
+    options.set_paranoid_checks(True)
     options.create_if_missing(True)
     options.set_write_buffer_size(_MEMTABLE_BYTES)
     options.set_max_write_buffer_number(4)

@@ -156,7 +156,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
 
 
 async def _taken(address: Address, folder: Path) -> dict[str, list[Record]]:
-    where = ["--broker", address.bootstrap, "--data", str(folder)]
+    where = ["--broker", str(address), "--data", str(folder)]
     command = [sys.executable, "-m", "headrace.worker", str(PROGRAM), *where]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "worker.log").open("wb") as log:

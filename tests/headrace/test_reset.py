@@ -54,7 +54,7 @@ async def publish(address: Address) -> None:
 
 async def work(address: Address, stores: dict[tuple[str, int], Store] | None = None) -> None:
     """Run every task of the program until there is nothing left to do."""
-    log = KafkaLog(address.bootstrap)
+    log = KafkaLog(address)
     runners = []
     for stage in plan.stages(app):
         for number in range(stage.partitions):
@@ -82,7 +82,7 @@ async def work(address: Address, stores: dict[tuple[str, int], Store] | None = N
 
 async def held(address: Address, topics: Sequence[str] = DERIVED) -> Held:
     """Every record of these topics, without what depends on the time of the day."""
-    log = KafkaLog(address.bootstrap)
+    log = KafkaLog(address)
     found: Held = {}
     partitions = {t.name: t.partitions for t in app.topics()}
     for topic in topics:
@@ -171,7 +171,7 @@ def test_the_state_of_a_stack_that_is_down_is_exported_to_a_file(ran: Path, tmp_
 
 def different(address: Address) -> list[str]:
     async def main() -> list[str]:
-        log = KafkaLog(address.bootstrap)
+        log = KafkaLog(address)
         try:
             return [example for check in await verify(app, log) for example in check.examples]
         finally:

@@ -106,7 +106,7 @@ class Bank:
         return asyncio.run(self._balance())
 
     async def _balance(self) -> int:
-        log = KafkaLog(self.address.bootstrap)
+        log = KafkaLog(self.address)
         seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
         try:
             for number in range(PARTITIONS):
@@ -130,7 +130,7 @@ class Bank:
         """What the topic `workers` tells."""
 
         async def read() -> dict[str, WorkerStatus]:
-            log = KafkaLog(self.address.bootstrap)
+            log = KafkaLog(self.address)
             found: dict[str, WorkerStatus] = {}
             try:
                 async for fetched in records(log, Partition(WORKERS, 0)):

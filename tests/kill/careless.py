@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition, Writer
@@ -34,13 +35,13 @@ class CarelessLog(KafkaLog):
     """A log whose writers know no transactions."""
 
     async def writer(self, owner: str) -> Writer:
-        producer = AIOKafkaProducer(bootstrap_servers=self.address, enable_idempotence=True)
+        producer = AIOKafkaProducer(**client_options(self.address), enable_idempotence=True)
         await producer.start()
         return CarelessWriter(producer, self.address, owner == "returns.orders-0")
 
 
 class CarelessWriter:
-    def __init__(self, producer: AIOKafkaProducer, address: str, suicidal: bool) -> None:
+    def __init__(self, producer: AIOKafkaProducer, address: Address, suicidal: bool) -> None:
         self._producer = producer
         self._address = address
         self._suicidal = suicidal
@@ -68,7 +69,7 @@ class CarelessWriter:
         return {p: (await last).offset + 1 for p, last in sent.items()}
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._address, group_id=group, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(**client_options(self._address), group_id=group, enable_auto_commit=False)
         await consumer.start()
         consumer.assign([TopicPartition(*p) for p in offsets])
         await consumer.commit({TopicPartition(*p): offset for p, offset in offsets.items()})

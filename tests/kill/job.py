@@ -230,7 +230,7 @@ class Job:
         return subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False)
 
     def _log(self) -> KafkaLog:
-        return KafkaLog(self.broker.bootstrap, "kill-test")
+        return KafkaLog(self.broker, "kill-test")
 
 
 def moments(chance: random.Random, kills: int, predictions: int) -> list[int]:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import random
-
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from headrace.streams.address import Address
+from headrace.streams.address import Address, parse_address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.errors import StreamsError
 from headrace.streams.kafka import KafkaLog
@@ -191,7 +190,7 @@ class Rig:
 
     def asked(self, question: Callable[[KafkaLog], Awaitable[T]]) -> T:
         async def main() -> T:
-            log = KafkaLog(self.bootstrap or self.broker.bootstrap, "kill-test")
+            log = KafkaLog(parse_address(self.bootstrap) if self.bootstrap else self.broker, "kill-test")
             try:
                 return await question(log)
             finally:

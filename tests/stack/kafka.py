@@ -87,7 +87,7 @@ def provision() -> Path:
 class Cluster:
     """Nodes 1 to n, each a broker and a controller in one process.
 
-    settings: beside SETTINGS, for every node; `{client}` stands for the node's client port
+    settings: beside SETTINGS, for every node; `{client}` and `{controller}` stand for the node's ports
     java:     options of Java: for tests, those that start fast and take little
     """
 
@@ -181,7 +181,12 @@ class Cluster:
             "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": insync,
         }
-        return found | {k: v.replace("{client}", str(client)) for k, v in self._settings.items()}
+        ports = {"{client}": str(client), "{controller}": str(controller)}
+        for name, value in self._settings.items():
+            for place, port in ports.items():
+                value = value.replace(place, port)
+            found[name] = value
+        return found
 
     def wait(self, node: int = 1) -> None:
         """Return once the node answers."""

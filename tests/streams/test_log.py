@@ -127,14 +127,14 @@ class KafkaGround:
         return topic.name
 
     def run(self, *scenarios: Scenario) -> None:
-        self._run(self.address.bootstrap, *scenarios)
+        self._run(self.address, *scenarios)
 
     def run_away(self, scenario: Scenario) -> None:
-        self._run(f"127.0.0.1:{free_port()}", scenario)
+        self._run(Address("127.0.0.1", free_port()), scenario)
 
-    def _run(self, bootstrap: str, *scenarios: Scenario) -> None:
+    def _run(self, address: Address, *scenarios: Scenario) -> None:
         async def play(scenario: Scenario) -> None:
-            client = Client(KafkaLog(bootstrap), SystemClock())
+            client = Client(KafkaLog(address), SystemClock())
             try:
                 await scenario(client)
             finally:

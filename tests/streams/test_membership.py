@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 async def member(
     broker: Address, group: str, topic: str, *, earlier: str = "", claim: Claim | None = None
 ) -> AsyncIterator[Membership]:
-    made = Membership(broker.bootstrap, group, [topic], earlier=earlier, session=SHORT)
+    made = Membership(broker, group, [topic], earlier=earlier, session=SHORT)
     made.claim = claim or made.claim
     await made.start()
     try:
@@ -109,7 +109,7 @@ async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFac
     async with Broker(folder) as first:
         address = Address("127.0.0.1", int(first.address.rpartition(":")[2]))
         topic = (await asyncio.to_thread(fresh, address, ORDERS, 4)).name
-        one = Membership(address.bootstrap, group, [topic], session=SHORT)
+        one = Membership(address, group, [topic], session=SHORT)
         await one.start()
         assert len((await one.next(-1)).running) == 4
     asking = asyncio.create_task(one.confirm())
@@ -122,7 +122,7 @@ async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFac
 
 
 async def test_one_that_stops_while_the_log_is_away_does_not_wait_for_it(group: str) -> None:
-    one = Membership("127.0.0.1:1", group, ["orders"])
+    one = Membership(Address("127.0.0.1", 1), group, ["orders"])
     await one.start()
     await asyncio.sleep(0.5)
     began = time.monotonic()

@@ -105,8 +105,8 @@ class Clients:
         await consumer.start()
         return consumer
 
-    async def admin(self) -> Any:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
+    async def admin(self, **settings: Any) -> Any:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address, **settings)
         self._open.push_async_callback(admin.close)
         await admin.start()
         return admin

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.streams.broker.clients import (
     Clients,
     Wire,
     batch,
+    eventually,
     fetch_fields,
     only,
     produce_fields,
@@ -223,7 +225,9 @@ async def test_a_broker_killed_under_load_loses_nothing_and_repeats_nothing(tmp_
                 await clients.topic("plain")
                 await clients.topic("t", 2)
             loads = [asyncio.create_task(load.run(await clients.wire())) for load in (writer, transactor)]
-            await asyncio.sleep(dice.uniform(0.05, 0.4))
+            begun = transactor.acknowledged
+            await eventually(partial(_later, transactor, begun), 20)  # a machine with much to do is slow to begin
+            await asyncio.sleep(dice.uniform(0.0, 0.2))
             process.kill()
             lost = await asyncio.gather(*loads, return_exceptions=True)
             assert all(isinstance(error, (OSError, asyncio.IncompleteReadError)) for error in lost), (
@@ -234,6 +238,10 @@ async def test_a_broker_killed_under_load_loses_nothing_and_repeats_nothing(tmp_
     async with running(tmp_path) as (_, clients):
         await check_plain(clients, writer)
         await check_transactions(clients, transactor)
+
+
+async def _later(transactor: Transactor, begun: int) -> bool:
+    return transactor.acknowledged > begun + 1
 
 
 async def check_plain(clients: Clients, writer: Writer) -> None:
