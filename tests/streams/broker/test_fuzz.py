@@ -35,7 +35,7 @@ def whole(key: int, version: int) -> bytes:
     body.write(struct.pack(">hhih4s", key, version, 7, 4, b"fuzz"))
     if schema.__header_schema__.__flexible__:
         body.write(b"\0")
-    entity_writer(schema)(body, builder(schema)(REQUESTS[key]))
+    entity_writer(schema)(body, builder(schema)(REQUESTS.get(key, {})))
     return body.getvalue()
 
 
