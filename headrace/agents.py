@@ -26,7 +26,7 @@ import uvloop
 from headrace import program
 from headrace.app import App
 from headrace.running import BROKER
-from headrace.streams.address import Address, parse_address
+from headrace.streams.address import Address, faust_options, parse_address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.errors import DeclarationError, HeadraceError
 from headrace.streams.parent import watch_parent
@@ -93,7 +93,7 @@ def build(name: str) -> AgentApp:
     address = parse_address(os.environ.get(BROKER) or "localhost:9092")
     return AgentApp(
         f"{name}.agents",
-        broker=f"aiokafka://{address.bootstrap}",
+        **faust_options(address),
         store="memory://",
         datadir=str(Path(tempfile.gettempdir()) / f"headrace-{name}.agents"),
         web_enabled=False,

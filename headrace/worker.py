@@ -196,7 +196,7 @@ class Worker(Service):
         if not (self._app.has_agents and self._program):
             return
         logs = self._slot.path
-        argv = ["-m", "headrace.agents", self._program, "--broker", self._broker]
+        argv = ["-m", "headrace.agents", self._program, "--broker", str(self._broker)]
         while True:
             supervisor = Supervisor(logs, tell=logger.warning)
             try:

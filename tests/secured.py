@@ -132,7 +132,7 @@ def apache(folder: Path) -> Iterator[Secured]:
 
 
 def _add_user(bootstrap: str) -> None:
-    from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    from confluent_kafka.admin import (
         AdminClient,
         ScramCredentialInfo,
         ScramMechanism,

@@ -41,10 +41,10 @@ async def test_the_leader_removes_those_of_its_application_that_fell_silent(
     monkeypatch.setattr(presence, "FORGET_AFTER", 3.0)
     monkeypatch.setattr(presence, "TELL_EVERY", 0.5)
     await ensure_topics(broker, [TOPIC])
-    log = KafkaLog(broker.bootstrap)
-    alive = Presence(broker.bootstrap, lambda: status("alive"), "test")
+    log = KafkaLog(broker)
+    alive = Presence(broker, lambda: status("alive"), "test")
     for other in (status("dead"), status("another's", "shop")):
-        once = Presence(broker.bootstrap, partial(deepcopy, other), "test")
+        once = Presence(broker, partial(deepcopy, other), "test")
         await once.tell()
         await once.close()
     leading = False
@@ -66,7 +66,7 @@ async def test_the_leader_removes_those_of_its_application_that_fell_silent(
 
 async def test_a_log_that_is_away_costs_the_telling_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "TELL_WITHIN", 0.5)
-    nowhere = Presence(Address("127.0.0.1", 1).bootstrap, lambda: status("alone"), "test")
+    nowhere = Presence(Address("127.0.0.1", 1), lambda: status("alone"), "test")
     telling = asyncio.create_task(nowhere.run())
     await asyncio.sleep(2.0)
     assert not telling.done()

@@ -75,7 +75,7 @@ async def test_every_client_comes_through_tls_with_each_mechanism(
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_librdkafka_comes_through_tls_with_each_mechanism(broker: Secured, mechanism: str) -> None:
     from confluent_kafka import Consumer, Producer
-    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+    from confluent_kafka.admin import AdminClient, NewTopic
 
     common: dict[str, Any] = {
         "bootstrap.servers": broker.secure.bootstrap,
