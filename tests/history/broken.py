@@ -21,7 +21,7 @@ from headrace.streams.broker.errors import Refusal, Unanswerable
 from headrace.streams.broker.log import Append, PartitionLog
 from headrace.streams.broker.server import Broker
 from headrace.streams.broker.store import Change, Store
-from headrace.streams.broker.transactions import TransactionCoordinator
+from headrace.streams.broker.transactions import Transaction, TransactionCoordinator
 from kio.schema.errors import ErrorCode
 
 Patch = pytest.MonkeyPatch
@@ -41,28 +41,37 @@ def _flaw(put: Callable[[Patch], None]) -> Callable[[Patch], None]:
 
 
 class _Now:
-    """True at every so-manieth question."""
+    """True at every so-manieth question, and never again after some."""
 
-    def __init__(self, every: int = EVERY) -> None:
+    def __init__(self, every: int = EVERY, most: int = 1 << 30) -> None:
         self._count = itertools.count(1)
-        self._every = every
+        self._every, self._last = every, every * most
 
     def __call__(self) -> bool:
-        return next(self._count) % self._every == 0
+        number = next(self._count)
+        return number % self._every == 0 and number <= self._last
 
 
 # What a network does. No flaw of a broker: nothing may come of it.
 
 
+PRODUCE = 0
+CHANGING = {PRODUCE, 8, 24, 25, 26, 28}
+"""OffsetCommit, and what belongs to transactions."""
+
+
 @_flaw
 def loses_answers(patch: Patch) -> None:
-    """Done, and the connection is gone before the answer."""
-    respond, now = Broker._respond, _Now(60)
-    changing = {0, 8, 24, 25, 26, 28}  # Produce, OffsetCommit, and what belongs to transactions
+    """What was asked for is done, and the connection is gone before the answer."""
+    _loses_answers(patch, CHANGING, every=60)
+
+
+def _loses_answers(patch: Patch, of: set[int], every: int) -> None:
+    respond, now = Broker._respond, _Now(every)
 
     async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> bytes | None:
         answer = await respond(self, node, frame, host)
-        if int.from_bytes(frame[:2]) in changing and now():
+        if int.from_bytes(frame[:2]) in of and now():
             raise Unanswerable("The answer is lost.")
         return answer
 
@@ -75,7 +84,7 @@ def loses_answers(patch: Patch) -> None:
 @_flaw
 def drops_batches(patch: Patch) -> None:
     """Acknowledged and not written."""
-    produce_one, now = answers_records._produce_one, _Now()
+    produce_one, now = answers_records._produce_one, _Now(most=5)
 
     def produce_or_drop(call: Any, topic: str, data: Any, change: Any, staged: Any) -> dict[str, Any]:
         if not read_batch(data.records).transactional and now():
@@ -89,7 +98,7 @@ def drops_batches(patch: Patch) -> None:
 @_flaw
 def repeats_batches(patch: Patch) -> None:
     """Sequences are not looked at: what comes again is written again."""
-    loses_answers(patch)
+    _loses_answers(patch, {PRODUCE}, every=20)
     _accepts_all_sequences(patch)
 
 
@@ -213,21 +222,21 @@ def tears_transactions(patch: Patch) -> None:
     stage_marker, now = PartitionLog.stage_marker, _Now()
 
     def stage_another(self: PartitionLog, producer: int, epoch: int, commit: bool, *more: Any) -> Append:
-        return stage_marker(self, producer, epoch, commit and not now(), *more)
+        return stage_marker(self, producer, epoch, commit != now(), *more)
 
     patch.setattr(PartitionLog, "stage_marker", stage_another)
 
 
 @_flaw
 def forgets_markers(patch: Patch) -> None:
-    """A transaction ends, but not in its last partition."""
-    stage_markers, now = TransactionCoordinator._stage_markers, _Now()
+    """The transactions of one producer end, but not in their last partition."""
+    stage_markers = TransactionCoordinator._stage_markers
 
-    def stage_fewer(self: Any, *arguments: Any) -> list[tuple[PartitionLog, Append]]:
-        transaction = arguments[0]
-        if len(transaction.partitions) > 1 and now():
-            arguments = (msgspec.structs.replace(transaction, partitions={min(transaction.partitions)}), *arguments[1:])
-        return stage_markers(self, *arguments)
+    def stage_fewer(self: Any, transaction: Transaction, *more: Any) -> list[tuple[PartitionLog, Append]]:
+        if transaction.id == "transactor-1" and transaction.partitions:
+            kept = transaction.partitions - {max(transaction.partitions)}
+            transaction = msgspec.structs.replace(transaction, partitions=kept)
+        return stage_markers(self, transaction, *more)
 
     patch.setattr(TransactionCoordinator, "_stage_markers", stage_fewer)
 
@@ -243,19 +252,13 @@ def forgets_offsets_of_transactions(patch: Patch) -> None:
 
 @_flaw
 def drops_commits(patch: Patch) -> None:
-    """A group's commit is acknowledged and not written."""
-    commit, now = GroupCoordinator.commit, _Now(3)
-
-    def commit_or_not(self: GroupCoordinator, *arguments: Any) -> None:
-        if not now():
-            commit(self, *arguments)
-
-    patch.setattr(GroupCoordinator, "commit", commit_or_not)
+    """A group's commits are acknowledged and not written."""
+    patch.setattr(GroupCoordinator, "commit", lambda self, group, offsets: None)
 
 
 @_flaw
 def commits_too_much(patch: Patch) -> None:
-    """What is found as a group's offset lies beyond what was committed."""
+    """A group's offset is kept as one that lies beyond what was committed."""
     commit = GroupCoordinator.commit
 
     def commit_more(self: GroupCoordinator, group: str, offsets: dict[Any, Any]) -> None:

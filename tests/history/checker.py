@@ -51,7 +51,7 @@ class Kind(Enum):
     POLL_SKIP = "poll skipped"
     """(int-poll-skip, poll-skip)."""
     PHANTOM = "phantom"
-    """Read, and never sent, or sent elsewhere, or refused."""
+    """Read, and never sent, or sent elsewhere, or refused; an offset of a group that nobody asked to commit."""
     STUCK = "stuck"
     """When everything was settled, a reader of everything did not come to the end."""
 
@@ -84,6 +84,7 @@ def anomalies(history: History) -> list[Anomaly]:
         _sessions,
         _group_skips,
         _phantoms,
+        _phantom_offsets,
         _stuck,
     ):
         found += check(facts)
@@ -233,6 +234,26 @@ def _phantoms(facts: Facts) -> Iterator[Anomaly]:
                 yield Anomaly(Kind.PHANTOM, f"{_name(send)} was refused and is at {_at((topic, partition, offset))}")
             elif send.place != (topic, partition):
                 yield Anomaly(Kind.PHANTOM, f"{_name(send)} is at {_at((topic, partition, offset))}")
+
+
+def _phantom_offsets(facts: Facts) -> Iterator[Anomaly]:
+    asked: dict[tuple[str, Place], set[int]] = defaultdict(lambda: {-1})
+    for offset in facts.group_offsets:
+        if offset.commit and offset.outcome is not Outcome.FAIL:
+            asked[offset.group, offset.place].add(offset.offset)
+    for transaction in facts.transactions.values():
+        for topic, partition, after in transaction.offsets:
+            if transaction.group is not None and transaction.commit:
+                asked[transaction.group, (topic, partition)].add(after)
+    told: set[tuple[str, Place, int]] = set()
+    for offset in facts.group_offsets:
+        what = offset.group, offset.place, offset.offset
+        if offset.outcome is Outcome.OK and offset.offset not in asked[offset.group, offset.place] and what not in told:
+            told.add(what)
+            yield Anomaly(
+                Kind.PHANTOM,
+                f"{offset.group} in {offset.topic}/{offset.partition} is at {offset.offset}, which no commit asked for",
+            )
 
 
 def _stuck(facts: Facts) -> Iterator[Anomaly]:

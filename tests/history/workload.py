@@ -45,6 +45,8 @@ READERS, PROCESSORS = "g", "x"
 """The two groups."""
 LARGEST = 4_000
 """Bytes that a batch of the topics may have, so that some are refused."""
+MOST_SECONDS = 60.0
+"""Of load beyond what was asked for, until the least number of records has been acknowledged."""
 TROUBLE = (KafkaError, TimeoutError, OSError, asyncio.IncompleteReadError)
 """What clients raise when a broker is away."""
 
@@ -55,6 +57,8 @@ class Settings:
     seed: int
     seconds: float
     """Of load; what settles afterwards comes on top."""
+    least: int = 0
+    """Records acknowledged, at least, before the load ends: a busy machine takes longer, within MOST_SECONDS."""
     pace: float = 0.02
     """Seconds between two deeds of a client, on average."""
     patience: float = 2.0
@@ -95,7 +99,7 @@ async def record(settings: Settings, nemesis: Nemesis | None = None) -> History:
             group.create_task(client)
         if nemesis is not None:
             group.create_task(nemesis.run(workload.over, workload.history))
-        await asyncio.sleep(settings.seconds)
+        await workload.worked_enough()
         workload.over.set()
     await workload.end_clients()
     if nemesis is not None:
@@ -109,6 +113,7 @@ class Workload:
         self.settings = settings
         self.history = History()
         self.over = asyncio.Event()
+        self._acknowledged = 0
         self._values = itertools.count()
         self._transactions = itertools.count()
         self._lives = itertools.count(1)
@@ -116,6 +121,12 @@ class Workload:
         self._open: dict[str, Transaction] = {}
         """The last transaction of each transactional id, until something can have ended it."""
         self._haunted: set[str] = set()
+
+    async def worked_enough(self) -> None:
+        until = time.monotonic() + MOST_SECONDS
+        await asyncio.sleep(self.settings.seconds)
+        while self._acknowledged < self.settings.least and time.monotonic() < until:  # noqa: ASYNC110 - a count
+            await asyncio.sleep(0.1)
 
     # What all clients need.
 
@@ -201,6 +212,7 @@ class Workload:
             error = future.exception()
             if error is None:
                 send.outcome, send.ended = Outcome.OK, told
+                self._acknowledged += 1
                 at = future.result().offset
                 send.offset = at if at >= 0 else None
             elif isinstance(error, MessageSizeTooLargeError):
