@@ -6,9 +6,10 @@ DATA ?= sample
 SEEDS ?= 300
 FIRST ?= 1
 KILLS ?= 20
+SECONDS ?= 600
 NODES ?= 1
 
-.PHONY: run test test-stack stack check bench bench-broker sim kill-test clean
+.PHONY: run test test-stack stack check bench bench-broker sim kill-test history clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -62,6 +63,9 @@ sim: .venv/test
 
 kill-test: .venv/test
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m "not stack" tests/kill --timeout 3600
+
+history: .venv/test
+	SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/history/test_local.py
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks

@@ -247,6 +247,18 @@ def forgets_offsets_of_transactions(patch: Patch) -> None:
     patch.setattr(TransactionCoordinator, "add_offsets", lambda self, *arguments: None)
 
 
+@_flaw
+def lets_zombies_live(patch: Patch) -> None:
+    """A successor is given the epoch of the producer before it, and what that has open stays open."""
+    _accepts_all_sequences(patch)
+    begin_producer = TransactionCoordinator.begin_producer
+
+    def begin_again(self: TransactionCoordinator, name: str, *more: Any) -> Transaction:
+        return self.get(name) or begin_producer(self, name, *more)
+
+    patch.setattr(TransactionCoordinator, "begin_producer", begin_again)
+
+
 # Offsets of groups.
 
 

@@ -50,6 +50,8 @@ class Kind(Enum):
     """(int-nonmonotonic-poll, nonmonotonic-poll)."""
     POLL_SKIP = "poll skipped"
     """(int-poll-skip, poll-skip)."""
+    ZOMBIE = "fenced and committed"
+    """A producer whose successor had begun was told that its commit was done."""
     PHANTOM = "phantom"
     """Read, and never sent, or sent elsewhere, or refused; an offset of a group that nobody asked to commit."""
     STUCK = "stuck"
@@ -80,6 +82,7 @@ def anomalies(history: History) -> list[Anomaly]:
         _beyond_open,
         _fractured,
         _offsets_torn,
+        _zombies,
         _offset_back,
         _sessions,
         _group_skips,
@@ -243,7 +246,7 @@ def _phantom_offsets(facts: Facts) -> Iterator[Anomaly]:
             asked[offset.group, offset.place].add(offset.offset)
     for transaction in facts.transactions.values():
         for topic, partition, after in transaction.offsets:
-            if transaction.group is not None and transaction.commit:
+            if transaction.group is not None and not transaction.never_committed:
                 asked[transaction.group, (topic, partition)].add(after)
     told: set[tuple[str, Place, int]] = set()
     for offset in facts.group_offsets:
@@ -284,7 +287,7 @@ def _aborted_or_early(facts: Facts) -> Iterator[Anomaly]:
             if transaction.never_committed:
                 if value not in aborted:
                     aborted.add(value)
-                    yield Anomaly(Kind.ABORTED_READ, f"{where} by {poll.consumer}; no commit was ever asked for")
+                    yield Anomaly(Kind.ABORTED_READ, f"{where} by {poll.consumer}; it was never committed")
             elif transaction.closing is not None and poll.ended < transaction.closing:
                 yield Anomaly(
                     Kind.EARLY_READ,
@@ -307,11 +310,12 @@ def _beyond_open(facts: Facts) -> Iterator[Anomaly]:
     held: dict[Place, list[tuple[int, float, str]]] = defaultdict(list)
     for (transaction, place), offset in first.items():
         held[place].append((offset, facts.transactions[transaction].open_until, transaction))
-    starts, latest = {}, {}
+    starts: dict[Place, list[int]] = {}
+    latest: dict[Place, list[tuple[int, float, str]]] = {}
     for place, entries in held.items():
         entries.sort()
         starts[place] = [offset for offset, _, _ in entries]
-        latest[place] = list(accumulate(entries, lambda a, b: a if a[1] >= b[1] else b))
+        latest[place] = list(accumulate(entries, _longer_open))
     for poll in facts.polls:
         if not poll.committed_only:
             continue
@@ -326,6 +330,10 @@ def _beyond_open(facts: Facts) -> Iterator[Anomaly]:
                     f"{poll.consumer} read {_at((*place, offset))} while transaction {transaction}, open since "
                     f"{begun}, had another {until - poll.ended:.3f} s to go at least",
                 )
+
+
+def _longer_open(one: tuple[int, float, str], other: tuple[int, float, str]) -> tuple[int, float, str]:
+    return one if one[1] >= other[1] else other
 
 
 def _highest(records: Iterable[tuple[str, int, int, str]]) -> dict[Place, int]:
@@ -350,23 +358,23 @@ def _fractured(facts: Facts) -> Iterator[Anomaly]:
 def _offsets_torn(facts: Facts) -> Iterator[Anomaly]:
     """The offset of a group that commits by transactions alone is that of the last transaction that is there."""
     plain = {offset.group for offset in facts.group_offsets if offset.commit}
-    final = {(o.group, *o.place): o.offset for o in facts.group_offsets if o.final and o.outcome is Outcome.OK}
-    there: dict[Source, tuple[int, str]] = {}
-    not_there: dict[Source, dict[int, str]] = defaultdict(dict)
+    final = {(o.group, o.place): o.offset for o in facts.group_offsets if o.final and o.outcome is Outcome.OK}
+    there: dict[tuple[str, Place], tuple[int, str]] = {}
+    not_there: dict[tuple[str, Place], dict[int, str]] = defaultdict(dict)
     for transaction in facts.transactions.values():
         parts = facts.parts.get(transaction.id, [])
         if transaction.group is None or transaction.group in plain or not parts:
             continue
         whole = transaction.committed or any(send.value in facts.settled[True] for send in parts)
         for topic, partition, offset in transaction.offsets:
-            key = transaction.group, topic, partition
+            key = transaction.group, (topic, partition)
             if whole:
                 there[key] = max(there.get(key, (-1, "")), (offset, transaction.id))
             else:
                 not_there[key][offset] = transaction.id
     for key, offset in final.items():
         wanted, name = there.get(key, (-1, ""))
-        group, topic, partition = key
+        group, (topic, partition) = key
         if offset < wanted:
             yield Anomaly(
                 Kind.FRACTURED,
@@ -379,6 +387,12 @@ def _offsets_torn(facts: Facts) -> Iterator[Anomaly]:
                 f"transaction {not_there[key][offset]} is not there, and its offset {offset} of group {group} in "
                 f"{topic}/{partition} is",
             )
+
+
+def _zombies(facts: Facts) -> Iterator[Anomaly]:
+    for transaction in facts.transactions.values():
+        if transaction.fenced and transaction.commit and transaction.outcome is Outcome.OK:
+            yield Anomaly(Kind.ZOMBIE, f"transaction {transaction.id} was committed after its successor had begun")
 
 
 def _processed(facts: Facts) -> dict[str, dict[Source, list[str]]]:
@@ -419,19 +433,19 @@ def _passed_over(facts: Facts) -> Iterator[Anomaly]:
 
 def _offset_back(facts: Facts) -> Iterator[Anomaly]:
     """An offset that was told before another look began is not greater than what that look told."""
-    told: dict[Source, list[tuple[float, float, int, str]]] = defaultdict(list)
+    told: dict[tuple[str, Place], list[tuple[float, float, int, str]]] = defaultdict(list)
     for found in facts.group_offsets:
         if found.outcome is Outcome.OK and found.ended is not None:
             what = "committed" if found.commit else "found"
-            told[found.group, *found.place].append((found.began, found.ended, found.offset, what))
+            told[found.group, found.place].append((found.began, found.ended, found.offset, what))
     for transaction in facts.transactions.values():
         if transaction.committed and transaction.group is not None and transaction.ended is not None:
             for topic, partition, offset in transaction.offsets:
                 what = f"committed by transaction {transaction.id}"
                 # Its commit was asked for before `ended`: nothing is told of an earlier moment.
                 began = transaction.began if transaction.closing is None else transaction.closing
-                told[transaction.group, topic, partition].append((began, transaction.ended, offset, what))
-    for (group, topic, partition), looks in told.items():
+                told[transaction.group, (topic, partition)].append((began, transaction.ended, offset, what))
+    for (group, (topic, partition)), looks in told.items():
         done = sorted(looks, key=lambda look: look[1])
         highest, how, at = -1, "", 0
         for began, _, offset, what in sorted(looks):

@@ -60,6 +60,8 @@ class Transaction(msgspec.Struct, tag=True, kw_only=True):
     """When its end was asked for, or a successor that ends it; nothing but its timeout ends it before."""
     commit: bool = False
     """Whether a commit was ever asked for: where not, it can only be aborted."""
+    fenced: bool = False
+    """Whether a successor had begun before the commit was asked for: that ended it, and fenced its producer."""
     ended: float | None = None
     outcome: Outcome = Outcome.UNKNOWN
     group: str | None = None
@@ -68,11 +70,11 @@ class Transaction(msgspec.Struct, tag=True, kw_only=True):
 
     @property
     def committed(self) -> bool:
-        return self.commit and self.outcome is Outcome.OK
+        return not self.never_committed and self.outcome is Outcome.OK
 
     @property
     def never_committed(self) -> bool:
-        return not self.commit
+        return not self.commit or self.fenced
 
     @property
     def open_until(self) -> float:

@@ -25,6 +25,9 @@ from tests.history.history import (
 OK, FAIL, UNKNOWN = Outcome.OK, Outcome.FAIL, Outcome.UNKNOWN
 
 
+Operations = Operation | list[Operation]
+
+
 def sent(value: str, at: int | None = None, outcome: Outcome = OK, *, when: float = 1.0, **more: Any) -> Send:
     """One record to a/0, sent at `when` and acknowledged half a second later."""
     ended = None if outcome is UNKNOWN else when + 0.5
@@ -71,7 +74,7 @@ def end(at: int) -> End:
     return End(topic="a", partition=0, offset=at)
 
 
-def kinds(*operations: Operation | list[Operation]) -> set[Kind]:
+def kinds(*operations: Operations) -> set[Kind]:
     flat = [each for one in operations for each in (one if isinstance(one, list) else [one])]
     return {anomaly.kind for anomaly in anomalies(History(flat))}
 
@@ -143,15 +146,13 @@ def test_a_record_read_again_after_going_back_is_not_doubled() -> None:
 
 
 def test_a_record_that_was_processed_into_two_is_doubled() -> None:
-    made = [sent(value, topic="b", transaction="t", source=("a", 0, 0)) for value in ("w", "x")]
-    history = (
+    assert kinds(
         sent("v", 0),
         transaction(group="g", offsets=[("a", 0, 1)]),
-        *made,
+        *(sent(value, topic="b", transaction="t", source=("a", 0, 0)) for value in ("w", "x")),
         last((0, "v")),
         last((0, "w"), (1, "x"), topic="b"),
-    )
-    assert kinds(*history) == {Kind.DOUBLED}
+    ) == {Kind.DOUBLED}
 
 
 def test_a_record_processed_again_after_an_abort_is_not_doubled() -> None:
@@ -270,6 +271,13 @@ def test_a_transaction_that_the_broker_may_have_timed_out_holds_nobody(timeout: 
         last((1, "w"), hidden=((0, "v"),)),
     )
     assert kinds(*history, polled((1, "w"), when=4)) == set()
+
+
+def test_who_has_been_fenced_cannot_commit() -> None:
+    send, hidden = sent("v", 0, transaction="t"), last(hidden=((0, "v"),))
+    assert kinds(transaction(fenced=True, outcome=UNKNOWN), send, hidden) == set()
+    assert kinds(transaction(fenced=True), send, hidden) == {Kind.ZOMBIE}
+    assert kinds(transaction(fenced=True, outcome=UNKNOWN), send, last((0, "v"))) == {Kind.ABORTED_READ}
 
 
 @pytest.mark.parametrize("outcome", [OK, UNKNOWN])

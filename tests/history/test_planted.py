@@ -33,6 +33,7 @@ FOUND = {
     "tears-transactions": {Kind.FRACTURED, Kind.LOST, Kind.ABORTED_READ},
     "forgets-markers": {Kind.STUCK},
     "forgets-offsets-of-transactions": {Kind.FRACTURED, Kind.OFFSET_BACK},
+    "lets-zombies-live": {Kind.ZOMBIE},
     "drops-commits": {Kind.OFFSET_BACK},
     "commits-too-much": {Kind.PHANTOM},
 }

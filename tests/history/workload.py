@@ -43,6 +43,8 @@ A = [("a", partition) for partition in range(PARTITIONS)]
 B = [("b", partition) for partition in range(PARTITIONS)]
 READERS, PROCESSORS = "g", "x"
 """The two groups."""
+ZOMBIES = 6
+"""One in so many transactions is committed by a producer that has been fenced, or tries to be."""
 LARGEST = 4_000
 """Bytes that a batch of the topics may have, so that some are refused."""
 MOST_SECONDS = 60.0
@@ -286,8 +288,16 @@ class Workload:
             await (producer.commit_transaction() if commit else producer.abort_transaction())
         transaction.ended, transaction.outcome = time.monotonic(), Outcome.OK
 
+    async def be_fenced(self, name: str, producer: Any, transaction: Transaction) -> None:
+        """Another takes the transactional id while a transaction is open; only then its commit is asked for."""
+        async with self.successor(name) as (_, started):
+            transaction.fenced = started
+            if started:
+                await self.end(producer, transaction, commit=True)
+
     async def transact(self, name: str) -> None:
         dice = self.dice(name)
+        numbers = itertools.count(1)
         while not self.over.is_set():
             async with self.successor(name) as (producer, started):
                 while started and not self.over.is_set():
@@ -298,7 +308,9 @@ class Workload:
                         sends = [self.send(transaction.id, place, transaction=transaction.id) for place in places]
                         known = known and await self.deliver(producer, sends)
                         await self.pause(dice)
-                    if not known or dice.random() < 0.1:
+                    if known and next(numbers) % ZOMBIES == 0:
+                        await self.be_fenced(name, producer, transaction)
+                    if not known or transaction.fenced or dice.random() < 0.1:
                         break  # left open; the successor aborts it
                     await self.end(producer, transaction, commit=dice.random() < 0.65)
                     await self.pause(dice)
