@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from headrace.streams.broker import answers_records
 from headrace.streams.broker.__main__ import main
-from headrace.streams.broker.batches import read_batch, receive_batch, stamp
+from headrace.streams.broker.batches import Batch, read_batch, stamp
 from headrace.streams.broker.coordinator import GroupCoordinator
 from headrace.streams.broker.errors import Refusal, Unanswerable
 from headrace.streams.broker.log import Append, PartitionLog
@@ -108,23 +108,23 @@ def _accepts_all_sequences(patch: Patch) -> None:
 
 @_flaw
 def swaps_batches(patch: Patch) -> None:
-    """A batch is acknowledged, kept back, and written after the next one of its partition."""
+    """A batch is acknowledged, kept back, and written after the next one of its producer in its partition."""
     _accepts_all_sequences(patch)
-    produce_one, apply, now = answers_records._produce_one, PartitionLog.apply, _Now(most=5)
-    kept: dict[PartitionLog, bytes] = {}
+    produce_one, apply, now = answers_records._produce_one, PartitionLog.apply, _Now(most=10)
+    kept: dict[PartitionLog, Batch] = {}
 
     def produce_later(call: Any, topic: str, data: Any, change: Any, staged: Any) -> dict[str, Any]:
-        log = call.node.topics.partition(topic, data.index)
-        if log not in kept and not read_batch(data.records).transactional and now():
-            kept[log] = data.records
+        log, batch = call.node.topics.partition(topic, data.index), read_batch(data.records)
+        if log not in kept and batch.idempotent and not batch.transactional and now():
+            kept[log] = batch
             return {"index": data.index, "base_offset": log.end}
         return produce_one(call, topic, data, change, staged)
 
     def apply_both(self: PartitionLog, append: Append) -> None:
         apply(self, append)
-        if self in kept:
+        if self in kept and kept[self].producer_id == append.batch.producer_id:
             change = Change()
-            later = self.stage(receive_batch(kept.pop(self), 1 << 20), change, 0)
+            later = self.stage(kept.pop(self), change, 0)
             self._store.commit(change)
             apply(self, later)
 

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-LEAKS = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+REAL_CLIENTS = [
+    pytest.mark.usefixtures("quiet"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 """A client of aiokafka that gives up in the middle of connecting leaves its socket to the garbage collector."""
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+@pytest.fixture
+def quiet() -> Iterator[None]:
     """Connections that are refused while a broker is dead are no news here; garbage stays in its test."""
     loggers = [logging.getLogger(name) for name in ("aiokafka", "asyncio")]
     before = [logger.level for logger in loggers]

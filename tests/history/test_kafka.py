@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from tests.history.conftest import LEAKS
+from tests.history.conftest import REAL_CLIENTS
 from tests.history.findings import assert_sound
 from tests.history.nemesis import Harm, Victim
 from tests.history.workload import Settings, record
@@ -24,7 +24,7 @@ LEAST = int(20 * SECONDS)
 SETTLING = 120.0
 """Seconds: a killed node reads its log, is elected, and ends what was open; here beside other tests."""
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(SECONDS * 3 + 600), *LEAKS]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(SECONDS * 3 + 600), *REAL_CLIENTS]
 
 
 @dataclass

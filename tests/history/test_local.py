@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.history.conftest import LEAKS
+from tests.history.conftest import REAL_CLIENTS
 from tests.history.findings import assert_sound
 from tests.history.nemesis import Harm, LocalBroker
 from tests.history.workload import Settings, record
@@ -23,7 +23,7 @@ SEED = int(os.environ.get("SEED", random.randrange(2**32)))
 LEAST = int(50 * SECONDS)
 """Records acknowledged; ten times as many on a quiet machine."""
 
-pytestmark = [pytest.mark.timeout(SECONDS * 2 + 300), *LEAKS]
+pytestmark = [pytest.mark.timeout(SECONDS * 2 + 300), *REAL_CLIENTS]
 
 
 def test_a_local_broker_killed_paused_and_restarted_has_a_history_without_anomalies(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from headrace.streams.broker import Broker
 
 from tests.history import broken
 from tests.history.checker import Kind, anomalies
-from tests.history.conftest import LEAKS
+from tests.history.conftest import REAL_CLIENTS
 from tests.history.history import History
 from tests.history.nemesis import Harm, LocalBroker
 from tests.history.workload import Settings, record
@@ -19,7 +19,7 @@ SECONDS, LEAST = 1.0, 600
 """Of load, and of records: what a flaw needs to show itself, on a busy machine too."""
 SEED = 7
 
-pytestmark = [*LEAKS]
+pytestmark = REAL_CLIENTS
 
 FOUND = {
     "drops-batches": {Kind.LOST},
