@@ -69,7 +69,7 @@ def loses_answers(patch: Patch) -> None:
 def _loses_answers(patch: Patch, of: set[int], every: int) -> None:
     respond, now = Broker._respond, _Now(every)
 
-    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> bytes | None:
+    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> list[bytes] | None:
         answer = await respond(self, node, frame, host)
         if int.from_bytes(frame[:2]) in of and now():
             raise Unanswerable("The answer is lost.")
@@ -86,10 +86,10 @@ def drops_batches(patch: Patch) -> None:
     """Acknowledged and not written."""
     produce_one, now = answers_records._produce_one, _Now(most=5)
 
-    def produce_or_drop(call: Any, topic: str, data: Any, change: Any, staged: Any) -> dict[str, Any]:
+    def produce_or_drop(call: Any, topic: str, data: Any, change: Any, staged: Any, *more: Any) -> dict[str, Any]:
         if not read_batch(data.records).transactional and now():
             return {"index": data.index, "base_offset": call.node.topics.partition(topic, data.index).end}
-        return produce_one(call, topic, data, change, staged)
+        return produce_one(call, topic, data, change, staged, *more)
 
     patch.setattr(answers_records, "_produce_one", produce_or_drop)
     _accepts_all_sequences(patch)
@@ -113,12 +113,12 @@ def swaps_batches(patch: Patch) -> None:
     produce_one, apply, now = answers_records._produce_one, PartitionLog.apply, _Now(most=10)
     kept: dict[PartitionLog, Batch] = {}
 
-    def produce_later(call: Any, topic: str, data: Any, change: Any, staged: Any) -> dict[str, Any]:
+    def produce_later(call: Any, topic: str, data: Any, change: Any, staged: Any, *more: Any) -> dict[str, Any]:
         log, batch = call.node.topics.partition(topic, data.index), read_batch(data.records)
         if log not in kept and batch.idempotent and not batch.transactional and now():
             kept[log] = batch
             return {"index": data.index, "base_offset": log.end}
-        return produce_one(call, topic, data, change, staged)
+        return produce_one(call, topic, data, change, staged, *more)
 
     def apply_both(self: PartitionLog, append: Append) -> None:
         apply(self, append)
@@ -244,7 +244,7 @@ def forgets_markers(patch: Patch) -> None:
 @_flaw
 def forgets_offsets_of_transactions(patch: Patch) -> None:
     """A transaction is committed without the offsets that it was given."""
-    patch.setattr(TransactionCoordinator, "add_offsets", lambda self, *arguments: None)
+    patch.setattr(TransactionCoordinator, "add_offsets", lambda self, *of, **how: None)
 
 
 @_flaw
