@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.headrace.workers import PARTITIONS, bank
 from tests.scene import broker_process, eventually
 
 
+@pytest.mark.timeout(300)
 def test_workers_that_come_go_and_die_lose_and_double_nothing(tmp_path: Path) -> None:
     with broker_process(tmp_path / "broker") as address, bank(address, tmp_path) as the:
         the.start(0)
