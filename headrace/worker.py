@@ -30,7 +30,7 @@ from headrace.presence import Cleaner, Presence
 from headrace.running import BROKER
 from headrace.streams import kernels, metrics, runner
 from headrace.streams.address import parse_address
-from headrace.streams.admin import ensure_topics
+from headrace.streams.admin import ensure_topics, watch_topics
 from headrace.streams.errors import CannotGoOn, HeadraceError
 from headrace.streams.fleet import Fleet
 from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
@@ -64,6 +64,9 @@ AGENTS_READY = 60.0
 
 AGENTS_AGAIN = 60.0
 """Seconds after which agents are tried again that died too often; the tasks go on all the while."""
+
+GIVES_UP_WITHIN = 10.0
+"""Seconds that tasks get to end their cycles once a topic is gone, for which some of them wait."""
 
 REGISTRY = CollectorRegistry()
 
@@ -166,11 +169,22 @@ class Worker(Service):
 
     @Service.task
     async def _run_tasks(self) -> None:
+        """The fleet until it ends, or until a topic is gone under it: its tasks would wait for that one for ever."""
+        running = asyncio.create_task(self._fleet.run())
+        watching = asyncio.create_task(watch_topics(self._broker, self._app.topics()))
         try:
-            await self._fleet.run()
+            await asyncio.wait([running, watching], return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                self._fleet.stop()
+                await asyncio.wait([running], timeout=GIVES_UP_WITHIN)
+                await watching
+            await running
             self.ended.set_result(None)
         except Exception as error:
             self.ended.set_exception(error)
+        finally:
+            running.cancel()
+            watching.cancel()
 
     @Service.task
     async def _greet(self) -> None:

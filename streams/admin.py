@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 from headrace.streams.address import Address, client_options
 from headrace.streams.diagnosis import diagnose
-from headrace.streams.errors import LogUnavailable, StreamsError, TopicMismatch
+from headrace.streams.errors import LogUnavailable, StreamsError, TopicGone, TopicMismatch
 from headrace.streams.topics import Topic
 
 REPLICATION = "HEADRACE_REPLICATION"
@@ -27,6 +27,9 @@ BROKERS_OWN = -1
 
 VISIBLE = 10.0
 """Seconds until a created topic is known everywhere; a cluster takes a moment to elect its leaders."""
+
+WATCH_EVERY = 3.0
+"""Seconds between looks at the topics of a program that runs: a deleted one is noticed before its tasks give up."""
 
 
 async def answers(address: Address) -> bool:
@@ -84,6 +87,51 @@ async def ensure_topics(
         raise LogUnavailable(f"the log at {address} refused to create topics ({error})") from error
     finally:
         await admin.close()
+
+
+async def watch_topics(address: Address, topics: Iterable[Topic], every: float = WATCH_EVERY) -> None:
+    """Look after the topics of a program while it runs; returns only by raising.
+
+    A consumer waits for ever at a topic that is gone, and never reads a partition that was added.
+
+    Raises TopicGone, and TopicMismatch where partitions were added.
+    """
+    wanted = {t.name: t.partitions for t in topics}
+    admin: AIOKafkaAdminClient | None = None
+    missing: set[str] = set()
+    try:
+        while True:
+            await asyncio.sleep(every)
+            try:
+                if admin is None:
+                    admin = AIOKafkaAdminClient(**client_options(address))
+                    await admin.start()
+                there = {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics()}
+            except (KafkaError, OSError):
+                # Tasks wait for a log that is away; a new client finds it again.
+                if admin is not None:
+                    await admin.close()
+                admin, missing = None, set()
+                continue
+            # Twice: a broker that has just started may not know its topics yet.
+            again, missing = missing, wanted.keys() - there.keys()
+            if gone := sorted(missing & again):
+                raise TopicGone(
+                    f"topic {', '.join(gone)} was deleted while the program ran: its records are lost. Bring the log's "
+                    f"data back; or begin anew: give the app another name, or delete its topics and its data, and "
+                    f"publish its events again"
+                )
+            for name in wanted.keys() & there.keys():
+                if there[name] != wanted[name]:
+                    raise TopicMismatch(
+                        f"topic {name} has {there[name]} partitions in the log now and {wanted[name]} in the program: "
+                        f"events of one key lie in two partitions, and those of the added ones are not read. Begin "
+                        f"anew with partitions={there[name]}: give the app and its topics other names, and publish "
+                        f"its events again"
+                    )
+    finally:
+        if admin is not None:
+            await admin.close()
 
 
 async def _create(admin: AIOKafkaAdminClient, address: Address, missing: list[Topic], replication: int) -> None:

@@ -54,6 +54,10 @@ class WrongCredentials(BadSecurity):
     """The broker refuses the user. Asking again would be refused again, and may lock the account."""
 
 
+class TopicGone(CannotGoOn, StreamsError):
+    """A topic of the program was deleted while it ran. It is not made again by itself: what was in it is lost."""
+
+
 class OperatorError(CannotGoOn, StreamsError):
     """An operator failed on an event. The message names the operator and the event, or the events of its batch."""
 
@@ -64,6 +68,10 @@ class RecordTooLarge(CannotGoOn, StreamsError):
 
 class ProgramChanged(CannotGoOn, StreamsError):
     """State was made by other declarations than the program has now. The message says how to go on."""
+
+
+class LogLost(CannotGoOn, StreamsError):
+    """The log lacks what this task has read of it or written to it: a topic was deleted, or data of a broker lost."""
 
 
 class Fenced(StreamsError):
@@ -79,4 +87,4 @@ class GroupRefused(CannotGoOn, StreamsError):
 
 
 class StateError(StreamsError):
-    """State on disk cannot be used. The message says whether to free it or to rebuild it from the log."""
+    """State on disk cannot be used or written. The message says whether to free it, or room, or to rebuild it."""

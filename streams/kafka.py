@@ -15,6 +15,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
     ProducerFenced,
 )
 from headrace.streams.address import Address, client_options
@@ -22,7 +23,7 @@ from headrace.streams.batch import Record
 from headrace.streams.closing import stop
 from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
-from headrace.streams.log import Fetched, Partition, Reader, Sender, Writer
+from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
 
 START_WITHIN = 30.0
 """Seconds for a client to find the log: longer than Apache Kafka's restart after kill -9 (5 to 16 s)."""
@@ -65,10 +66,11 @@ class KafkaLog:
 
     async def writer(self, owner: str) -> Writer:
         # Two producers in turn: on Kafka one that begins again at once finds its last markers unwritten and waits.
-        return _Writer(await self._producers(f"{owner}.0", f"{owner}.1"))
+        return Turns([_Writer(p) for p in await self._producers(f"{owner}.0", f"{owner}.1")])
 
     async def sender(self) -> Sender:
-        return _Sender(await self._producers(None))
+        [producer] = await self._producers(None)
+        return _Sender(producer)
 
     async def _producers(self, *transactional: str | None) -> list[AIOKafkaProducer]:
         """Started producers: idempotent ones, or of these transactional ids."""
@@ -86,7 +88,7 @@ class KafkaLog:
             for id in transactional
         ]
         try:
-            for producer in producers:
+            for producer in producers:  # one after the other, as `Turns` tells
                 await self._start(producer.start())
         except BaseException:
             for producer in producers:
@@ -137,7 +139,7 @@ class KafkaLog:
             client_id=self._client_id,
             group_id=group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",
             isolation_level="read_committed",
             fetch_max_wait_ms=50,
             max_partition_fetch_bytes=1 << 20,
@@ -169,14 +171,34 @@ class _Reader:
             return []
         tps = [TopicPartition(*p) for p in partitions]
         try:
-            got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit)
-            # The bound is over all of them, and the first may have used it up.
-            for tp in tps if got else ():
-                if tp not in got:
-                    got |= await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
-            return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
+            return await self._fetch(tps, limit, wait)
+        except OffsetOutOfRangeError as error:
+            await self._to_beginning(error.args[0])
+            return []
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"reading failed: {error}") from error
+
+    async def _fetch(self, tps: list[TopicPartition], limit: int, wait: float) -> list[Fetched]:
+        got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit)
+        # The bound is over all of them, and the first may have used it up.
+        for tp in tps if got else ():
+            if tp not in got:
+                got |= await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
+        return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
+
+    async def _to_beginning(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Go on at the log's beginning where retention has moved it past the offset.
+
+        Raises LogUnavailable where the log ends before the offset: whoever reads starts again, and finds out why.
+        """
+        try:
+            begins = await asyncio.wait_for(self._consumer.beginning_offsets(list(offsets)), ANSWER_WITHIN)
+        except TimeoutError as error:
+            raise LogUnavailable("reading failed: no answer in time") from error
+        for tp, offset in offsets.items():
+            if offset > begins[tp]:
+                raise LogUnavailable(f"{tp.topic}, partition {tp.partition}, has no offset {offset:,} any more")
+            self._consumer.seek(tp, begins[tp])
 
     async def _columns(self, tp: TopicPartition, records: list[object]) -> Fetched | None:
         partition = Partition(tp.topic, tp.partition)
@@ -201,14 +223,9 @@ class _Reader:
 
 
 class _Sender:
-    def __init__(self, producers: list[AIOKafkaProducer]) -> None:
-        self._producers = producers
-        self._turn = 0
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
         self._fenced = False
-
-    @property
-    def _producer(self) -> AIOKafkaProducer:
-        return self._producers[self._turn]
 
     async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
         by_partition: dict[Partition, list[Record]] = defaultdict(list)
@@ -245,9 +262,8 @@ class _Sender:
         return sent  # type: ignore[return-value]
 
     async def close(self) -> None:
-        for producer in self._producers:
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(producer.stop(), ANSWER_WITHIN)
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            await asyncio.wait_for(self._producer.stop(), ANSWER_WITHIN)
 
     async def _ask(self, awaitable: object) -> object:
         try:
@@ -265,7 +281,6 @@ class _Writer(_Sender):
     async def begin(self) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
-        self._turn ^= 1
         await self._ask(self._producer.begin_transaction())
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:

@@ -108,3 +108,33 @@ class Log(Protocol):
         """Where each partition begins: what lay before has been deleted."""
 
     async def close(self) -> None: ...
+
+
+class Turns:
+    """A writer with several ids, each a writer of its own, that take its transactions in turn.
+
+    They are opened one after the other, and the first transaction is on the one opened first. Of two owners that open
+    at once, each may come to hold some of the ids; the one whose first id has been taken since fails in its first
+    transaction, before it has done anything on a state that the other is moving on.
+    """
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = writers
+        self._turn = -1
+
+    async def begin(self) -> None:
+        self._turn = (self._turn + 1) % len(self._writers)
+        await self._writers[self._turn].begin()
+
+    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+        return await self._writers[self._turn].send(records, home)
+
+    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        await self._writers[self._turn].commit(group, offsets)
+
+    async def abort(self) -> None:
+        await self._writers[self._turn].abort()
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            await writer.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from headrace.streams.batch import Record
-from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
+from headrace.streams.errors import Fenced, HeadraceError, LogLost, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Log, Partition, Reader, Sender, Writer
 from headrace.streams.task import Task, Work
 
@@ -47,6 +47,10 @@ would keep the row for ever."""
 
 STALE_AFTER = TOMBSTONES_KEPT / 2
 """Seconds after which a store that is behind is made again from nothing: half, for a restore takes time too."""
+
+
+LOST_AFTER = 5.0
+"""Seconds for which the log may end before what was read of it: a new leader needs a moment to know how far it is."""
 
 
 class Clock(Protocol):
@@ -89,31 +93,38 @@ async def replay(
     task: Task, log: Log, progress: Progress, wall: Callable[[], float], stopping: Callable[[], bool]
 ) -> None:
     """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward."""
-    partition = task.changelog
+    partition, began = task.changelog, wall()
     end = (await log.ends([partition])).get(partition, 0)
     begin = (await log.starts([partition])).get(partition, 0)
-    position = task.position
-    # One offset more is the marker of this store's own last commit; whatever else was written took two at least.
-    stale = end - position > 1 and wall() - task.written > STALE_AFTER
-    if position and (position < begin or position > end or stale):
-        why = "its disk was written too long ago" if stale else "its changelog was cut or made anew meanwhile"
-        logger.info("task %s-%d is restored from nothing: %s", task.name, task.number, why)
+    if task.position and (task.position < begin or task.position > end):
+        logger.info("task %s-%d: its changelog was cut or made anew meanwhile", task.name, task.number)
         task.forget()
-        position = 0
-    position = max(position, begin)
-    progress.restored, progress.to_restore = 0, max(0, end - position)
+    first = max(task.position, begin)
+    if not task.position:
+        task.current(began)
+    position = first
+    progress.restored, progress.to_restore = 0, max(0, end - first)
+    while position < end and not stopping():
+        reader = await log.reader({partition: position})
+        try:
+            while position < end and not stopping():
+                got = await reader.fetch([partition], FETCH_ROWS, POLL)
+                # Asked of each fetch: a machine may be put to sleep in the middle of this, too.
+                if wall() - task.written > STALE_AFTER and any(len(fetched) for fetched in got):
+                    logger.info("task %s-%d: its disk is too old, and is made anew", task.name, task.number)
+                    began, position, first = wall(), begin, begin
+                    task.forget()
+                    task.current(began)
+                    progress.restored, progress.to_restore = 0, end - first
+                    break
+                for fetched in got:
+                    task.replay(fetched, task.written)
+                    position = fetched.next_offset
+                    progress.restored = min(position, end) - first
+        finally:
+            await reader.close()
     if position >= end:
-        return
-    first = position
-    reader = await log.reader({partition: position})
-    try:
-        while position < end and not stopping():
-            for fetched in await reader.fetch([partition], FETCH_ROWS, POLL):
-                task.replay(fetched, wall())
-                position = fetched.next_offset
-                progress.restored = min(position, end) - first
-    finally:
-        await reader.close()
+        task.current(began)
 
 
 @dataclass(slots=True)
@@ -184,6 +195,7 @@ class Runner:
         if self._stopping:
             return
         task.resume()
+        await self._check_log()
         self._empty_since.clear()
         self._ends.clear()
         self._reader = await self.log.reader({i.partition: i.position for i in task.inputs})
@@ -198,6 +210,34 @@ class Runner:
     def lag(self) -> int:
         """Rows of the inputs that are published and not yet taken, as far as the last fetches know."""
         return sum(max(0, self._ends.get(i.partition, 0) - i.offset) for i in self.task.inputs)
+
+    async def _check_log(self) -> None:
+        """Raises LogLost where the log lacks what this task has read of it, or written to it."""
+        task = self.task
+        inputs = {i.partition: i.position for i in task.inputs}
+        reached = {task.changelog: task.position, **inputs}
+        until = self.clock.now() + LOST_AFTER
+        while True:
+            ends = await self.log.ends(list(reached))
+            lost = {p: offset for p, offset in reached.items() if offset > ends.get(p, 0)}
+            if not lost or self.clock.now() >= until:
+                break
+            await self.clock.sleep(RETRY_FIRST)
+        for partition, offset in lost.items():
+            raise self._lost(partition, f"ends at offset {ends.get(partition, 0):,}", f"reflects it up to {offset:,}")
+        if not any(inputs.values()):
+            # State and offsets are committed together: where there is no state, nothing was taken.
+            for partition, offset in (await self.log.committed(self.group, list(inputs))).items():
+                if offset:
+                    raise self._lost(task.changelog, "is empty", f"is of {partition.topic} up to offset {offset:,}")
+
+    def _lost(self, partition: Partition, has: str, state: str) -> LogLost:
+        return LogLost(
+            f"{partition.topic}, partition {partition.number}, {has}, but the state of task "
+            f"{self.task.name}-{self.task.number} {state}: the topic was deleted and made again, or the log has lost "
+            f"data. Bring the log's data back; or begin anew: give the app another name, or delete its topics and its "
+            f"data, and publish its events again"
+        )
 
     async def _catch_up(self) -> None:
         """Read what is followed to its end before the first batch: a scorer starts with the newest version."""
@@ -264,6 +304,8 @@ class Runner:
             await self._commit(self._writer, work)
 
     async def _commit(self, writer: Writer, work: Work) -> None:
+        # Before: one that is stopped after its commit, and goes on days later, is as old as its commit.
+        at = self.wall()
         try:
             # 3. produce outputs and changelog
             await writer.begin()
@@ -277,7 +319,7 @@ class Runner:
             raise
         self.crash(4)
         # 5. write the touched rows
-        self.task.keep(work, ends[self.task.changelog], self.wall())
+        self.task.keep(work, ends[self.task.changelog], at)
         self.progress.rows += work.rows
         self.progress.commits += 1
         self.progress.records += len(work.records)
@@ -324,6 +366,9 @@ class Runner:
                 logger.warning("task %s starts again in %.1f s: %s", self.task.name, wait, error)
                 await self.clock.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST)
+            except HeadraceError:
+                await self.close()
+                raise
             if self.ours is not None and not await self.ours():
                 break
         self.progress.state = "stopping"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from headrace.streams.errors import LogUnavailable
 from headrace.streams.log import Log
-from headrace.streams.runner import FETCH_ROWS, RETRY_LAST, Clock, Progress, replay
+from headrace.streams.runner import FETCH_ROWS, RETRY_LAST, STALE_AFTER, Clock, Progress, replay
 from headrace.streams.task import Task
 
 logger = logging.getLogger("headrace.streams")
@@ -44,9 +44,12 @@ class Standby:
         reader = await self._log.reader({partition: self._task.position})
         try:
             while not self._stopping:
+                asked, task = self._wall(), self._task
                 for fetched in await reader.fetch([partition], FETCH_ROWS, FOLLOW_WAIT):
-                    if fetched.next_offset > self._task.position:
-                        self._task.replay(fetched, self._wall())
+                    if len(fetched) and self._wall() - task.written > STALE_AFTER:
+                        return  # the machine was put to sleep: `replay` makes the store anew
+                    if fetched.next_offset > task.position:
+                        task.replay(fetched, asked if fetched.caught_up else task.written)
         finally:
             await reader.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -65,7 +66,7 @@ class MemoryStore:
 class RocksStore:
     """Rows in RocksDB under one folder, held by one process at a time.
 
-    Raises StateError where the folder is in use or unreadable.
+    Raises StateError where the folder is in use or unreadable, or the disk full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,12 +76,17 @@ class RocksStore:
         options.set_max_write_buffer_number(2)
         options.set_keep_log_file_num(2)
         options.set_compression_type(DBCompressionType.lz4())
-        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
         try:
+            path.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(path), options, access_type=AccessType.read_write())
         except Exception as error:
             if "lock" in str(error).lower():
                 raise StateError(f"another process holds the state in {path}; stop it first") from error
+            if "no space" in str(error).lower() or "too large" in str(error).lower():
+                raise StateError(
+                    f"the state in {path} cannot be opened ({error}); free room on the disk, then start again"
+                ) from error
             raise StateError(
                 f"the state in {path} cannot be opened ({error}); "
                 f"delete the folder and it is rebuilt from the changelog"
@@ -104,10 +110,18 @@ class RocksStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise StateError(
+                f"the state in {self._path} cannot be written ({error}); see that the disk has room and works, then "
+                f"start the worker again: nothing is lost, it goes on from what the log has"
+            ) from error
 
     def empty(self) -> None:
         self._db.delete_range(b"", _LAST)
 
     def close(self) -> None:
-        self._db.close()
+        # What a full disk does not take now is in the changelog.
+        with contextlib.suppress(Exception):
+            self._db.close()

@@ -113,12 +113,16 @@ class Task:
 
     @property
     def written(self) -> int:
-        """When the store stood at its position, seconds since 1970; 0 where it does not know."""
+        """A time, seconds since 1970, when the changelog held whatever changed after the position; 0 if not known."""
         return self._written()[1]
 
     def _written(self) -> tuple[int, int]:
         position, _, at = (self._store.get(_POSITION) or b"0").partition(b" ")
         return int(position), int(at or 0)
+
+    def current(self, at: float) -> None:
+        """Note that at this time the changelog held whatever changed after the position."""
+        self._store.write([(_POSITION, b"%d %d" % (self.position, at))])
 
     def forget(self) -> None:
         """Empty the store, to make it again from the whole changelog."""
@@ -127,7 +131,7 @@ class Task:
     def replay(self, fetched: Fetched, at: float = 0.0) -> None:
         """Bring the store forward by committed changelog records (recovery between steps 4 and 5).
 
-        at: seconds since 1970, when they were read
+        at: as `written`
         """
         changes: list[Change] = [(key or b"", value) for key, value in zip(fetched.keys, fetched.values, strict=True)]
         self._store.write([*changes, (_POSITION, b"%d %d" % (fetched.next_offset, at))])
@@ -201,7 +205,7 @@ class Task:
         return [Record(topic, key, value, number) for key, value in changes]
 
     def keep(self, work: Work, position: int, at: float = 0.0) -> None:
-        """Step 5. position: the changelog offset after this commit's records; at: seconds since 1970."""
+        """Step 5. position: the changelog offset after this commit's records; at: as `written`."""
         self._store.write([*work.changes, (_POSITION, b"%d %d" % (position, at))])
 
     def close(self) -> None:

@@ -54,8 +54,8 @@ async def _publish(fleet: Fleet, records: Mapping[Partition, Sequence[Record]], 
 async def _aborted(fleet: Fleet, record: Record, slowly: bool) -> None:
     """A client's transaction that is never committed: nobody may read of it."""
     log = fleet.log
-    offset = log.append(Partition(record.topic, record.partition or 0), record, "open")
-    log.open["client"] = [(Partition(record.topic, record.partition or 0), offset)]
+    name = f"client {len(log.ids)}"
+    log.append_open(name, Partition(record.topic, record.partition or 0), record)
     if slowly:
         await fleet.world.turn()
-    log.end("client", "aborted")
+    log.end(name, "aborted")

@@ -10,6 +10,9 @@ import random
 from collections.abc import Coroutine, Generator
 from typing import Any
 
+EPOCH = 1_577_836_800
+"""The simulated wall clock begins in 2020."""
+
 
 class Crash(BaseException):
     """The process died here. Nothing catches it but the world."""
@@ -34,10 +37,15 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.time = 0.0
+        self.passed = 0.0
         self._actors: dict[str, tuple[float, Coroutine[Any, Any, None]]] = {}
 
     def now(self) -> float:
         return self.time
+
+    def wall(self) -> float:
+        """Seconds since 1970. `passed`: those that went by with nothing happening in them."""
+        return EPOCH + self.passed + self.time
 
     async def sleep(self, seconds: float) -> None:
         await _Turn(self.time + seconds)
@@ -57,11 +65,24 @@ class World:
         with contextlib.suppress(Crash, StopIteration):
             actor.throw(Crash())
 
+    def pause(self, name: str, seconds: float) -> None:
+        """Stop an actor where it stands, as SIGSTOP does; then it goes on there."""
+        until, actor = self._actors[name]
+        self._actors[name] = (max(until, self.time + seconds), actor)
+
     def running(self, name: str) -> bool:
         return name in self._actors
 
     def run(self) -> None:
-        """Until no actor is left. An actor that crashes is gone; any other exception is the test's."""
+        """Until no actor is left. An actor that crashes is gone; any other exception ends all."""
+        try:
+            self._run()
+        finally:
+            for _, actor in self._actors.values():
+                with contextlib.suppress(Crash):
+                    actor.close()
+
+    def _run(self) -> None:
         for _ in range(self.MAX_TURNS):
             if not self._actors:
                 return

@@ -28,7 +28,7 @@ class Refund(Event, topic="refunds", key="who", time="at"):
 
 
 class Totals:
-    """Payments add, refunds subtract; every row says the total after it."""
+    """Payments add, refunds subtract; every row says the total after it. A total of 0 is not kept."""
 
     name = "totals"
 
@@ -43,7 +43,9 @@ class Totals:
         self.totals = {key.decode(): int(value) for key, value in rows}
 
     def changes(self) -> list[Change]:
-        changed: list[Change] = [(k.encode(), b"%d" % self.totals[k]) for k in sorted(self._touched)]
+        changed: list[Change] = []
+        for who in sorted(self._touched):
+            changed.append((who.encode(), b"%d" % self.totals[who] if who in self.totals else None))
         self._touched.clear()
         return changed
 
@@ -55,9 +57,11 @@ class Totals:
                 for i, at in enumerate(part.at.tolist()):
                     rows.append((at, part.fields["who"][i], sign * int(part.fields["amount"][i]), part.event_id(i)))
         for _, who, amount, event in sorted(rows):
-            self.totals[who] = self.totals.get(who, 0) + amount
+            total = self.totals.pop(who, 0) + amount
+            if total:
+                self.totals[who] = total
             self._touched.add(who)
-            out.append(Record("totals", who.encode(), msgspec.json.encode([event, self.totals[who]])))
+            out.append(Record("totals", who.encode(), msgspec.json.encode([event, total])))
 
 
 def task(store: Store, number: int = 0) -> Task:

@@ -1,0 +1,205 @@
+"""What fails around a worker: it says so in a sentence and ends, or waits and goes on; nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from headrace.streams.address import Address
+from headrace.streams.admin import ensure_topics
+from headrace.streams.publisher import Row
+
+from headrace.supervisor import FINAL
+from tests.headrace import refusing
+from tests.headrace.test_refused import read
+from tests.scene import ROOT, broker_process, eventually, stoppable_broker, write
+
+PROGRAM = ROOT / "tests" / "headrace" / "refusing.py"
+OUT = "features.Lines"
+ENDS_WITHIN = 40.0
+
+
+def line(who: str = "anna") -> Row:
+    return Row(who.encode(), json.dumps({"who": who, "n": 1, "x": 0.5, "at": "2009-12-01T07:45:00Z"}).encode())
+
+
+class Scene:
+    """A broker with the program's topics, and workers on one folder."""
+
+    def __init__(self, address: Address, folder: Path) -> None:
+        self.address, self.folder = address, folder
+        asyncio.run(ensure_topics(address, refusing.app.topics()))
+
+    @contextlib.contextmanager
+    def worker(self, prepare: Callable[[], None] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        where = ["--broker", self.address.bootstrap, "--data", str(self.folder / "data")]
+        command = [sys.executable, "-m", "headrace.worker", str(PROGRAM), *where]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=prepare
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+    def totals(self, who: str = "anna") -> list[int]:
+        found = [json.loads(r.value or b"") for r in asyncio.run(read(self.address, OUT))]
+        return [value["total"] for value in found if value["who"] == who]
+
+    def admin(self, ask: Callable[[AIOKafkaAdminClient], object]) -> None:
+        async def main() -> None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.address.bootstrap)
+            await admin.start()
+            try:
+                await ask(admin)  # type: ignore[misc]
+            finally:
+                await admin.close()
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with broker_process(tmp_path / "broker") as address:
+        yield Scene(address, tmp_path)
+
+
+def told(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """(status, last line) of a worker that ends by itself."""
+    _, said = process.communicate(timeout=ENDS_WITHIN)
+    return process.returncode, said.decode().strip().splitlines()[-1]
+
+
+SLOW = pytest.mark.stack
+"""Another kind of what runs in `make test`."""
+
+
+@pytest.mark.parametrize(
+    "topic", ["lines", pytest.param(OUT, marks=SLOW), pytest.param("refusing.lines.changelog", marks=SLOW)]
+)
+def test_a_topic_deleted_under_the_worker_ends_it_with_a_sentence(scene: Scene, topic: str) -> None:
+    write(scene.address, "lines", [line()])
+    with scene.worker() as worker:
+        eventually(lambda: scene.totals() == [1], 30)
+        scene.admin(lambda admin: admin.delete_topics([topic]))
+        status, said = told(worker)
+    assert status == FINAL, "it is not started again"
+    assert said.startswith(f"worker stopped: topic {topic} was deleted while the program ran: its records are lost.")
+    there: list[str] = []
+    scene.admin(lambda admin: _names(admin, there))
+    assert topic not in there, "it was not made again in silence"
+
+
+async def _names(admin: AIOKafkaAdminClient, found: list[str]) -> None:
+    found += await admin.list_topics()
+
+
+def test_a_source_made_again_empty_ends_the_worker_that_took_more_of_it(scene: Scene) -> None:
+    write(scene.address, "lines", [line(), line()])
+    with scene.worker():
+        eventually(lambda: scene.totals() == [1, 2], 30)
+    scene.admin(lambda admin: admin.delete_topics(["lines"]))
+    asyncio.run(ensure_topics(scene.address, refusing.app.topics()))
+    write(scene.address, "lines", [line()])
+    with scene.worker() as worker:
+        status, said = told(worker)
+    assert status == FINAL
+    assert "lines, partition 0, ends at offset 1, but the state of task lines-0 reflects it up to 2" in said
+    assert scene.totals() == [1, 2]
+
+
+def test_partitions_added_under_the_worker_end_it_with_a_sentence(scene: Scene) -> None:
+    with scene.worker() as worker:
+        scene.admin(lambda admin: admin.create_partitions({"lines": NewPartitions(2)}))
+        status, said = told(worker)
+    assert status == FINAL
+    assert said.startswith("worker stopped: topic lines has 2 partitions in the log now and 1 in the program: ")
+
+
+def test_a_record_too_large_for_its_topic_is_named_and_goes_on_once_it_has_room(scene: Scene) -> None:
+    def limit(size: int) -> Callable[[AIOKafkaAdminClient], object]:
+        what = {"max.message.bytes": str(size)}
+        return lambda admin: admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, "lines.rejected", configs=what)]
+        )
+
+    scene.admin(limit(2_000))
+    write(scene.address, "lines", [line(), Row(b"anna", b"x" * 5_000), line()])
+    with scene.worker() as worker:
+        status, said = told(worker)
+    assert status == FINAL
+    assert "a record of 5,000 bytes, key b'anna', is larger than lines.rejected takes: raise max.message.bytes" in said
+    assert scene.totals() == []
+    scene.admin(limit(1_000_000))
+    with scene.worker():
+        eventually(lambda: scene.totals() == [1, 2], 30)
+    assert len(asyncio.run(read(scene.address, "lines.rejected"))) == 1
+
+
+def test_a_full_disk_ends_the_worker_with_a_sentence_and_it_goes_on_once_there_is_room(scene: Scene) -> None:
+    def little_room() -> None:
+        # No file may grow beyond this: to who writes, a disk that is full. Python ignores the signal that comes along.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    keys = [f"{n:03}" + "k" * 200 for n in range(500)]
+    write(scene.address, "lines", [line(key) for key in keys])
+    with scene.worker(little_room) as worker:
+        status, said = told(worker)
+    assert status == 1, "it is started again: room may have been made"
+    assert "cannot be written (" in said
+    assert "see that the disk has room" in said
+    write(scene.address, "lines", [line(key) for key in keys])
+    with scene.worker():
+        eventually(lambda: scene.totals(keys[-1]) == [1, 2], 30)
+    found = [json.loads(r.value or b"") for r in asyncio.run(read(scene.address, OUT))]
+    assert sorted((v["who"], v["total"]) for v in found) == [(key, n) for key in keys for n in (1, 2)]
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_log_that_is_away_for_a_minute_is_waited_for(tmp_path: Path, stop: signal.Signals) -> None:
+    with stoppable_broker(tmp_path / "broker") as (address, process):
+        scene = Scene(address, tmp_path)
+        write(address, "lines", [line()])
+        with scene.worker() as worker:
+            eventually(lambda: scene.totals() == [1], 30)
+            if stop is signal.SIGSTOP:
+                os.kill(process.pid, signal.SIGSTOP)
+                time.sleep(60)
+                os.kill(process.pid, signal.SIGCONT)
+                after(scene, worker)
+                return
+            process.kill()
+            process.wait()
+            time.sleep(60)
+            command = [sys.executable, "-m", "headrace.streams.broker"]
+            where = ["--data", str(tmp_path / "broker"), "--port", str(address.port)]
+            again = subprocess.Popen([*command, *where], cwd=ROOT)
+            try:
+                after(scene, worker)
+            finally:
+                again.terminate()
+                again.wait(15)
+
+
+def after(scene: Scene, worker: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(Exception):
+        eventually(lambda: scene.totals() == [1], 30)
+    write(scene.address, "lines", [line()])
+    eventually(lambda: scene.totals() == [1, 2], 60)
+    assert worker.poll() is None, "the worker waited"

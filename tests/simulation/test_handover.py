@@ -1,0 +1,177 @@
+"""How a task changes hands: what chance finds seldom in the simulator, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from headrace.streams import runner
+from headrace.streams.batch import Record
+from headrace.streams.errors import Fenced, LogLost
+from headrace.streams.log import Partition, Turns, Writer
+from headrace.streams.runner import LOST_AFTER, Progress, Runner
+from headrace.streams.store import MemoryStore
+
+from tests.simulation.log import SimulatedLog
+from tests.simulation.state import from_changelog, rows
+from tests.simulation.test_totals import STAGE, build, event
+from tests.simulation.world import World
+
+CHANGES = Partition(STAGE.changelog, 0)
+
+
+def play(world: World, scenario: Coroutine[Any, Any, None]) -> None:
+    world.spawn("scenario", scenario)
+    world.run()
+
+
+async def commits(writer: Writer) -> bool:
+    """Whether a transaction of this writer goes through."""
+    try:
+        await writer.begin()
+        await writer.send([Record("t", b"k", b"v", 0)], 0)
+        await writer.commit("group", {})
+    except Fenced:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("first", "both"), [(0, False), (1, True)])
+def test_of_two_owners_that_open_at_once_one_alone_writes_if_it_begins_with_the_id_opened_first(
+    first: int, both: bool
+) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    wrote: list[bool] = []
+
+    def turns(opened: list[Writer]) -> Turns:
+        return Turns([*opened[first:], *opened[:first]])
+
+    async def scenario() -> None:
+        one, other = log.connect(), log.connect()
+        held = [await one.id("owner.0")]
+        # The one stands still here, and the other opens both ids and writes.
+        running = turns([await other.id(f"owner.{n}") for n in range(2)])
+        assert await commits(running)
+        held.append(await one.id("owner.1"))
+        # The one now loads what is committed. Whatever the other commits from here on, it does not know of.
+        wrote.extend([await commits(running), await commits(turns(held))])
+
+    play(world, scenario())
+    assert all(wrote) is both
+
+
+@pytest.mark.parametrize(("stale_after", "equal"), [(runner.STALE_AFTER, True), (math.inf, False)])
+def test_a_store_that_lay_aside_while_the_log_forgot_deletions_is_made_anew(
+    stale_after: float, equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "STALE_AFTER", stale_after)
+    world = World(1)
+    log = SimulatedLog(world)
+    here, there = MemoryStore(), MemoryStore()
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 5, 0))
+        await work(log, here)
+        log.publish(event("refunds", "a", 5, 1))
+        log.publish(event("payments", "b", 1, 1))
+        await work(log, there)
+        log.compact(CHANGES)
+        world.passed += 30 * 3600
+        log.compact(CHANGES)
+        await work(log, here)
+
+    play(world, scenario())
+    assert (rows(here) == rows(from_changelog(log, STAGE, 0).store)) is equal
+
+
+def test_a_store_is_made_anew_where_days_pass_while_it_is_brought_forward() -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    here, slept = MemoryStore(), False
+
+    def wall() -> float:
+        """Of a machine that is put to sleep as soon as the first of three rows has come back."""
+        nonlocal slept
+        if not slept and here.get(b"totals\x00a"):
+            slept = True
+            world.passed += 30 * 3600
+            log.compact(CHANGES)
+        return world.wall()
+
+    async def scenario() -> None:
+        for who in "abc":
+            log.publish(event("payments", who, 1, 0))
+        await work(log, MemoryStore())
+        for who in "abc":
+            log.publish(event("refunds", who, 1, 1))
+        await work(log, MemoryStore())
+        # The deletions are known to the cleaner, and a row and its deletion are both there still.
+        for entry in log.entries(CHANGES):
+            entry.horizon = log.now_ms() + 1 if entry.record.value is None else 0
+        drawn = log.world.random.choice
+        log.world.random.choice = lambda options: options[0]  # type: ignore[method-assign,assignment]
+        task, _ = build(0, here)
+        await runner.replay(task, log, Progress(), wall, lambda: False)
+        log.world.random.choice = drawn  # type: ignore[method-assign]
+
+    play(world, scenario())
+    assert slept
+    assert rows(here) == rows(from_changelog(log, STAGE, 0).store) == {}
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        (Partition("payments", 0), r"payments, partition 0, ends at offset 0, .* task totals-0 reflects it up to 2: "),
+    ],
+)
+def test_a_topic_made_again_empty_ends_the_task_with_a_sentence_and_nothing_is_written(
+    gone: Partition, says: str
+) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    store = MemoryStore()
+
+    async def scenario() -> None:
+        for who in "ab":
+            log.publish(event("payments", who, 1, 0))
+        await work(log, store)
+        before = rows(store)
+        log.partitions[gone] = []
+        began = world.now()
+        with pytest.raises(LogLost, match=says):
+            await work(log, store)
+        assert world.now() - began >= LOST_AFTER
+        assert rows(store) == before
+        assert len(log.committed_records("totals")) == 2
+
+    play(world, scenario())
+
+
+def test_a_changelog_made_again_empty_is_noticed_where_no_store_is_left() -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 1, 0))
+        await work(log, MemoryStore())
+        log.partitions[CHANGES] = []
+        says = r"totals.changelog, partition 0, is empty, but the state of task totals-0 is of payments up to offset 1"
+        with pytest.raises(LogLost, match=says):
+            await work(log, MemoryStore())
+        assert len(log.committed_records("totals")) == 1
+
+    play(world, scenario())
+
+
+async def work(log: SimulatedLog, store: MemoryStore) -> None:
+    """An owner takes what is there, and ends in order."""
+    task, follows = build(0, store)
+    mine = Runner(task, log, log.world, STAGE.group, follows, idle_after=0.0, wall=log.world.wall)
+    await mine.start()
+    for _ in range(30):
+        await mine.step()
+    await mine.close()
