@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from headrace.streams import runner
 from headrace.streams.batch import NEVER
-from headrace.streams.errors import Fenced, TransactionUnknown
+from headrace.streams.errors import Fenced, HeadraceError, TransactionUnknown
 from headrace.streams.inputs import Merge
 from headrace.streams.log import Fetched, Partition, Writer
 from headrace.streams.runner import Runner
@@ -209,5 +209,5 @@ def test_a_broken_engine_is_caught(
 def caught(seed: int) -> bool:
     try:
         return bool(test_totals.wrong(test_totals.simulate(seed)))
-    except (AssertionError, LookupError):
+    except (AssertionError, LookupError, HeadraceError):
         return True
