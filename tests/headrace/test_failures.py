@@ -123,7 +123,9 @@ def test_a_source_made_again_empty_ends_the_worker_that_took_more_of_it(scene: S
 
 
 def test_partitions_added_under_the_worker_end_it_with_a_sentence(scene: Scene) -> None:
+    write(scene.address, "lines", [line()])
     with scene.worker() as worker:
+        eventually(lambda: scene.totals() == [1], 30)
         scene.admin(lambda admin: admin.create_partitions({"lines": NewPartitions(2)}))
         status, said = told(worker)
     assert status == FINAL
