@@ -227,7 +227,10 @@ class Runner:
             raise self._lost(partition, f"ends at offset {ends.get(partition, 0):,}", f"reflects it up to {offset:,}")
         if not any(inputs.values()):
             # State and offsets are committed together: where there is no state, nothing was taken.
-            for partition, offset in (await self.log.committed(self.group, list(inputs))).items():
+            taken = await self.log.committed(self.group, list(inputs))
+            if any(taken.values()) and (await self.log.ends([task.changelog])).get(task.changelog, 0) > task.position:
+                raise Fenced(f"a newer owner has taken over task {task.name}-{task.number} and committed")
+            for partition, offset in taken.items():
                 if offset:
                     raise self._lost(task.changelog, "is empty", f"is of {partition.topic} up to offset {offset:,}")
 
