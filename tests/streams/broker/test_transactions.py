@@ -74,7 +74,12 @@ async def test_offsets_are_committed_with_the_transaction_or_not_at_all(clients:
     place = TopicPartition("t", 0)
     async with producer.transaction():
         await producer.send_offsets_to_transaction({place: 5}, "g")
-    assert (await admin.list_consumer_group_offsets("g"))[place].offset == 5
+
+    async def committed() -> bool:
+        held = await admin.list_consumer_group_offsets("g")
+        return place in held and held[place].offset == 5
+
+    await eventually(committed)
     await producer.begin_transaction()
     await producer.send_offsets_to_transaction({place: 9}, "g")
     await producer.abort_transaction()
