@@ -219,7 +219,7 @@ def shows_the_open(patch: Patch) -> None:
 @_flaw
 def tears_transactions(patch: Patch) -> None:
     """Committed in one partition and aborted in another."""
-    stage_marker, now = PartitionLog.stage_marker, _Now()
+    stage_marker, now = PartitionLog.stage_marker, _Now(3)
 
     def stage_another(self: PartitionLog, producer: int, epoch: int, commit: bool, *more: Any) -> Append:
         return stage_marker(self, producer, epoch, commit != now(), *more)

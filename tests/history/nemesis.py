@@ -68,6 +68,9 @@ class Harm:
             await asyncio.to_thread(end)
             fault.ended = time.monotonic()
 
+    def harmed_enough(self) -> bool:
+        return {fault.kind for fault in self.done if fault.ended is not None} >= set(self.kinds)
+
     async def heal(self) -> None:
         for victim in self.victims:
             await asyncio.to_thread(victim.kill)

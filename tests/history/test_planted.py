@@ -30,7 +30,7 @@ FOUND = {
     "forgets-where-readers-are": {Kind.POLL_BACK},
     "shows-the-aborted": {Kind.ABORTED_READ},
     "shows-the-open": {Kind.EARLY_READ, Kind.BEYOND_OPEN},
-    "tears-transactions": {Kind.FRACTURED, Kind.LOST, Kind.ABORTED_READ},
+    "tears-transactions": {Kind.FRACTURED, Kind.LOST},
     "forgets-markers": {Kind.STUCK},
     "forgets-offsets-of-transactions": {Kind.FRACTURED, Kind.OFFSET_BACK},
     "lets-zombies-live": {Kind.ZOMBIE},

@@ -75,6 +75,9 @@ class Nemesis(Protocol):
     async def run(self, over: asyncio.Event, history: History) -> None:
         """Does harm until it is over, then heals everything."""
 
+    def harmed_enough(self) -> bool:
+        """Whether each kind of harm has been done."""
+
     async def heal(self) -> None:
         """What is to be read in the end is read from a broker that has begun anew."""
 
@@ -101,7 +104,7 @@ async def record(settings: Settings, nemesis: Nemesis | None = None) -> History:
             group.create_task(client)
         if nemesis is not None:
             group.create_task(nemesis.run(workload.over, workload.history))
-        await workload.worked_enough()
+        await workload.worked_enough(nemesis)
         workload.over.set()
     await workload.end_clients()
     if nemesis is not None:
@@ -124,10 +127,12 @@ class Workload:
         """The last transaction of each transactional id, until something can have ended it."""
         self._haunted: set[str] = set()
 
-    async def worked_enough(self) -> None:
+    async def worked_enough(self, nemesis: Nemesis | None) -> None:
         until = time.monotonic() + MOST_SECONDS
         await asyncio.sleep(self.settings.seconds)
-        while self._acknowledged < self.settings.least and time.monotonic() < until:  # noqa: ASYNC110 - a count
+        while time.monotonic() < until:
+            if self._acknowledged >= self.settings.least and (nemesis is None or nemesis.harmed_enough()):
+                break
             await asyncio.sleep(0.1)
 
     # What all clients need.
