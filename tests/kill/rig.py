@@ -36,7 +36,7 @@ END_WITHIN = 40.0
 """Seconds for a worker to end after SIGTERM: the cycle it is in, its part in the group, its last word."""
 FROZEN = (12.0, 15.0)
 """Seconds that a worker is stopped before it goes on as a zombie: past its session in the group."""
-BURST = 6
+BURST = 9
 """Kills that follow one another before all that was published must have been taken."""
 PAUSE = (0.2, 3.2)
 """Seconds between two kills of a burst: within a start, before it, after it."""
@@ -187,6 +187,7 @@ class Rig:
     say: Callable[[str], None] = print
     kills: dict[str, int] = field(default_factory=lambda: {"KILL": 0, "TERM": 0, "STOP": 0, "added": 0, "removed": 0})
     _zombies: list[tuple[float, Worker]] = field(default_factory=list)
+    _bursts: int = 0
 
     def asked(self, question: Callable[[KafkaLog], Awaitable[T]]) -> T:
         async def main() -> T:
@@ -240,27 +241,29 @@ class Rig:
             time.sleep(min(0.05, max(0.0, until - time.monotonic())))
 
     def burst(self, rotation: Sequence[str]) -> None:
-        """Kills in this order at random moments; then everything that was published is taken."""
-        guest = self.chance.random() < 0.5
+        """Kills in this order at random moments; then everything that was published is taken. In every second burst
+        a worker more comes before, and one leaves after."""
+        self._bursts += 1
+        guest = self._bursts % 2 == 1
         if guest:
             self.workers.add()
             self.kills["added"] += 1
         for what in rotation:
             self.sleep(self.chance.uniform(*PAUSE))
-            awake = self.workers.awake()
-            if not awake:
-                continue  # all are frozen: the next one finds somebody
-            self._do(what, self.chance.choice(awake))
+            self._do(what, self._somebody())
         if guest:
             self.sleep(self.chance.uniform(*PAUSE))
-            awake = self.workers.awake()
-            if awake:
-                self._ended(self.chance.choice(awake))
-                self.kills["removed"] += 1
+            self._ended(self._somebody())
+            self.kills["removed"] += 1
         while self._zombies:
             self.sleep(0.1)
         seconds = self.recover()
         self.say(f"{self.told()}; all taken {seconds:.1f} s after the last kill; the workers: {len(self.workers.all)}")
+
+    def _somebody(self) -> Worker:
+        while not self.workers.awake():
+            self.sleep(0.1)
+        return self.chance.choice(self.workers.awake())
 
     def _do(self, what: str, victim: Worker) -> None:
         self.kills[what] += 1
@@ -342,7 +345,7 @@ async def behind(app: App, log: Log) -> int:
 
 
 def rotation(kills: int) -> list[str]:
-    return list(itertools.islice(itertools.cycle(("KILL", "TERM", "STOP")), kills))
+    return list(itertools.islice(itertools.cycle(("STOP", "KILL", "TERM")), kills))
 
 
 def create_topics(job: Job, broker: Address) -> None:
