@@ -1,14 +1,16 @@
 """An engine with its transactions switched off, and `headrace` that runs it.
 
-It writes outputs and state (with the offsets) each on its own. It kills itself twice between the two: once with the
-outputs written first, as an engine does that promises at least once, and once with the state first. Whoever checks must
-find what was done twice and what was lost.
+It writes outputs and state (with the offsets) each on its own: the outputs first, as an engine does that promises at
+least once, or the state first. As the worker of a stack it kills itself twice between the two; as one of several
+workers (`worker PROGRAM ...`) it takes its time between the two, and others kill it. Whoever checks must find what was
+done twice and what was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,9 @@ from headrace.stack import Stack
 
 DEATHS = Path(os.environ["HEADRACE_HOME"]) / "deaths"
 """How often it has killed itself, a byte each."""
+ONE_OF_SEVERAL = sys.argv[1:2] == ["worker"]
+PAUSE = 0.5
+"""Seconds between outputs and state where others do the killing."""
 ALIVE = 1
 """Batches that it writes without harm after each start."""
 
@@ -56,12 +61,15 @@ class CarelessWriter:
         state = [r for r in records if r.topic.endswith(".changelog")]
         dies = self._suicidal and deaths < 2 and self._batches > ALIVE
         sent: dict[Partition, asyncio.Future[Any]] = {}  # aiokafka is untyped
-        for part in (outputs, state) if deaths == 0 else (state, outputs):
+        first = random.random() < 0.5 if ONE_OF_SEVERAL else deaths == 0
+        for part in (outputs, state) if first else (state, outputs):
             for r in part:
                 number = home if r.partition is None else r.partition
                 sending = self._producer.send(r.topic, r.value, r.key, number, r.timestamp, list(r.headers))
                 sent[Partition(r.topic, number)] = await sending
             await self._producer.flush()
+            if ONE_OF_SEVERAL:
+                await asyncio.sleep(PAUSE)
             if dies:
                 with DEATHS.open("ab") as file:
                     file.write(b"x")
@@ -83,8 +91,8 @@ class CarelessWriter:
 
 
 if __name__ == "__main__":
+    worker.KafkaLog = CarelessLog  # type: ignore[attr-defined]
     if "--parent-fd" in sys.argv:
-        worker.KafkaLog = CarelessLog  # type: ignore[attr-defined]
         sys.exit(worker.main())
     Stack.worker_module = "tests.kill.careless"
     main()

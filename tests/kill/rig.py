@@ -22,6 +22,7 @@ from headrace.streams.errors import StreamsError
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Log, Partition
 from headrace.streams.publisher import Row
+from headrace.streams.workers import TOPIC as WORKERS_TOPIC
 
 from headrace.app import App
 from headrace.plan import stages
@@ -348,7 +349,7 @@ def rotation(kills: int) -> list[str]:
     return list(itertools.islice(itertools.cycle(("STOP", "KILL", "TERM")), kills))
 
 
-def create_topics(job: Job, broker: Address) -> None:
-    asyncio.run(ensure_topics(broker, job.app().topics()))
+def create_topics(job: Job, broker: Address, replication: int = 1) -> None:
+    asyncio.run(ensure_topics(broker, [*job.app().topics(), WORKERS_TOPIC], replication=replication))
 
 

@@ -57,3 +57,23 @@ def test_workers_that_die_in_any_way_lose_and_double_nothing(
         say("settled")
         assert not workers.gone, "\n".join(workers.gone)
         at_work.check()
+
+
+def test_the_check_finds_what_workers_without_transactions_do_twice_and_lose(
+    kafka_alone: Address, tmp_path: Path
+) -> None:
+    print(f"SEED={SEED}")
+    job = rig.window(100.0)
+    rig.create_topics(job, kafka_alone)
+    with rig.Workers(job, str(kafka_alone), tmp_path / "data", "tests.kill.careless") as workers:
+        at_work = rig.Rig(job, kafka_alone, workers, random.Random(f"{SEED} careless"))
+        for _ in range(rig.WORKERS):
+            workers.add()
+        workers.wait_ready()
+        with Feed(kafka_alone, job.events(SEED), job.rate):
+            at_work.burst(["KILL"] * 5)
+        at_work.settle()
+        at_work.end()
+        found = at_work.asked(job.check)
+    print(found)
+    assert found.kinds["published twice"] or found.kinds["lost"], "a broken engine was taken for a sound one"
