@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
+    IllegalOperation,
     InvalidProducerEpoch,
     KafkaConnectionError,
     KafkaError,
@@ -273,7 +274,8 @@ class _Sender:
             raise Fenced("a newer owner of this task has taken over") from error
         except MessageSizeTooLargeError as error:
             raise RecordTooLarge(str(error)) from error
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, IllegalOperation, OSError, TimeoutError) as error:
+            # IllegalOperation: the transaction has failed beneath, in aiokafka's own task, between two of its batches.
             raise LogUnavailable(f"writing failed: {error}") from error
 
 
@@ -292,15 +294,17 @@ class _Writer(_Sender):
         except _FENCED as error:
             self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, IllegalOperation, OSError, TimeoutError) as error:
             raise TransactionUnknown(f"the outcome of a commit is unknown: {error}") from error
 
     async def abort(self) -> None:
         await self._ask(self._producer.abort_transaction())
 
 
-def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> Awaitable[object]:
-    sent: Awaitable[object] = producer.send_batch(batch, partition.topic, partition=partition.number)
+async def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> asyncio.Future[object]:
+    sent: asyncio.Future[object] = await producer.send_batch(batch, partition.topic, partition=partition.number)
+    # Where one batch fails the others are not waited for, and each would be told as an exception that nobody took.
+    sent.add_done_callback(lambda done: done.cancelled() or done.exception())
     return sent
 
 

@@ -375,6 +375,19 @@ def test_a_newer_writer_fences_the_older_and_aborts_what_it_left_open(ground: Gr
     ground.run(scenario)
 
 
+def test_a_writer_that_is_found_fenced_between_two_batches_says_that_it_cannot_write(ground: Ground) -> None:
+    topic = ground.topic(64)
+
+    async def scenario(client: Client) -> None:
+        old = await client.writer(f"owner-{topic}")
+        await old.begin()
+        await client.writer(f"owner-{topic}")
+        with pytest.raises((Fenced, LogUnavailable)):
+            await old.send([record(topic, "1", partition=n) for n in range(64)], 0)
+
+    ground.run(scenario)
+
+
 def test_writers_of_different_owners_leave_each_other_alone(ground: Ground) -> None:
     topic = ground.topic()
     here = Partition(topic, 0)
