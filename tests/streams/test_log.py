@@ -375,15 +375,55 @@ def test_a_newer_writer_fences_the_older_and_aborts_what_it_left_open(ground: Gr
     ground.run(scenario)
 
 
-def test_a_writer_that_is_found_fenced_between_two_batches_says_that_it_cannot_write(ground: Ground) -> None:
-    topic = ground.topic(64)
+class HeldUp(KafkaLog):
+    """A log whose writers are held up between their two transactional ids."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.half_open, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def _producers(self, *transactional: str | None) -> list[Any]:  # aiokafka is untyped
+        first = await super()._producers(*transactional[:1])
+        self.half_open.set()
+        await self.go_on.wait()
+        return first + await super()._producers(*transactional[1:])
+
+
+@pytest.mark.parametrize("server", ["broker", pytest.param("apache", marks=pytest.mark.stack)])
+def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    ground = KafkaGround(request.getfixturevalue(server))
+    topic = ground.topic()
+    here = Partition(topic, 0)
+
+    async def scenario(client: Client) -> None:
+        slow = HeldUp(ground.address.bootstrap)
+        opening = asyncio.create_task(slow.writer(f"owner-{topic}"))
+        await slow.half_open.wait()
+        newer = await client.writer(f"owner-{topic}")
+        await commit(newer, [record(topic, "newer")])
+        slow.go_on.set()
+        held_up = await opening
+        client.opened.append(held_up)
+        for _ in range(2):
+            with pytest.raises(Fenced):
+                await commit(held_up, [record(topic, "held up")])
+        assert await values(client, here) == {here: [b"newer"]}
+
+    ground.run(scenario)
+
+
+def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(ground: Ground) -> None:
+    topic = ground.topic()
 
     async def scenario(client: Client) -> None:
         old = await client.writer(f"owner-{topic}")
         await old.begin()
         await client.writer(f"owner-{topic}")
-        with pytest.raises((Fenced, LogUnavailable)):
-            await old.send([record(topic, "1", partition=n) for n in range(64)], 0)
+        for _ in range(2):
+            with pytest.raises((Fenced, LogUnavailable)):
+                await old.send([record(topic, "1")], 0)
 
     ground.run(scenario)
 
