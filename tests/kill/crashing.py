@@ -1,4 +1,4 @@
-"""`headrace worker` that ends between two numbered steps of a task, as if the machine had: nothing is flushed or closed.
+"""`headrace worker` that ends between two numbered steps of a task, as if the machine had: nothing is closed.
 
 CRASH_AFTER_STEP: 1 to 5. CRASH_AFTER_COMMITS: the transactions of all its tasks before that.
 """
@@ -31,7 +31,7 @@ def crash_runners(last_step: int, after: int) -> None:
         begin(runner, *told, **named)
         runner.crash = crash
 
-    Runner.__init__ = start  # type: ignore[method-assign]
+    Runner.__init__ = start  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

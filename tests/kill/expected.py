@@ -207,9 +207,7 @@ def _taken(
             yield ("orders", "returns")[place], line, row, before
 
 
-def customers(
-    number: int, orders: Sequence[Line], returns: Sequence[Line], hurries: Sequence[Hurry]
-) -> Iterator[Told]:
+def customers(number: int, orders: Sequence[Line], returns: Sequence[Line], hurries: Sequence[Hurry]) -> Iterator[Told]:
     """Everything that the returns job publishes of one partition, in order within each topic; of a prediction and an
     outcome what does not depend on the version that scored."""
     watermark = NEVER

@@ -351,5 +351,3 @@ def rotation(kills: int) -> list[str]:
 
 def create_topics(job: Job, broker: Address, replication: int = 1) -> None:
     asyncio.run(ensure_topics(broker, [*job.app().topics(), WORKERS_TOPIC], replication=replication))
-
-

@@ -53,7 +53,9 @@ async def differences(app: App, log: Log, data: Path) -> list[str]:
             kept = all_rows(told)
             found += await _on_disk(log, stage, number, data, kept)
             source = await _from_source(log, stage, number, made)
-            found += [f"{name}: the source {text}" for text in _unequal(_shown(source.rows, stage), _shown(kept, stage))]
+            found += [
+                f"{name}: the source {text}" for text in _unequal(_shown(source.rows, stage), _shown(kept, stage))
+            ]
             learnt, learnt_again = _learnt(_resumed(stage, number, told)), _learnt(source.task)
             if learnt != learnt_again:
                 found.append(f"{name}: the source has learnt {learnt_again}, the changelog {learnt}")
@@ -84,7 +86,7 @@ async def _replay(log: Log, stage: Stage, number: int, store: MemoryStore, posit
 async def _on_disk(log: Log, stage: Stage, number: int, data: Path, kept: Rows) -> list[str]:
     """The newest copy holds what the changelog tells; every older one does once it is brought forward."""
     copies = []
-    for folder in sorted([*data.glob(f"**/state/{stage.name}-{number}"), *data.glob(f"**/state/{stage.changelog}-{number}")]):
+    for folder in _folders(data, stage, number):
         disk = RocksStore(folder)
         copy = MemoryStore()
         copy.write(list(disk.rows(b"")))
@@ -98,6 +100,10 @@ async def _on_disk(log: Log, stage: Stage, number: int, data: Path, kept: Rows) 
         await _replay(log, stage, number, copy, position)
         found += [f"{name}, brought forward from {position}, {text}" for text in _unequal(all_rows(copy), kept)]
     return found
+
+
+def _folders(data: Path, stage: Stage, number: int) -> list[Path]:
+    return sorted(data.glob(f"**/state/{stage.changelog}-{number}"))
 
 
 def _resumed(stage: Stage, number: int, store: MemoryStore) -> Task:

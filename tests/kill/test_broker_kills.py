@@ -21,7 +21,7 @@ AWAY = (0.0, 6.0)
 CUT_OFF = 12.0
 """Seconds that a node is cut off: its session with the controllers, three seconds, ends, and others lead."""
 BACK_WITHIN = 180.0
-"""Seconds until all that was published before is taken again: a node's start, its clients' time-outs, the work itself."""
+"""Seconds until all that was published before is taken again: clients' time-outs, and the work that waited."""
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

@@ -35,8 +35,11 @@ def _quiet() -> None:
 def test_workers_that_die_in_any_way_lose_and_double_nothing(
     job: rig.Job, kafka_alone: Address, tmp_path: Path
 ) -> None:
-    say = lambda text: print(f"{job.name} {time.monotonic() - began:7.1f} s  {text}", flush=True)  # noqa: E731
     began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{job.name} {time.monotonic() - began:7.1f} s  {text}", flush=True)
+
     print(f"SEED={SEED} KILLS={KILLS}")
     rig.create_topics(job, kafka_alone)
     with rig.Workers(job, str(kafka_alone), tmp_path / "data") as workers:

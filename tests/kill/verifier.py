@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from headrace.streams.log import Log, Partition
 
@@ -59,9 +60,7 @@ async def check_customers(log: Log) -> Differences:
     settled = await published(log, "outcomes.returns", 0)
     for number in range(PARTITIONS):
         orders, returns = [await _lines(log, topic, number) for topic in ("orders", "returns")]
-        hurries = [
-            Hurry(**json.loads(line.value)) for line in await _lines(log, "customers.orders.hurries", number)
-        ]
+        hurries = [Hurry(**json.loads(line.value)) for line in await _lines(log, "customers.orders.hurries", number)]
         check_hurries(found, number, hurries)
         told = _by_topic(customers(number, orders, returns, hurries))
         refused = [f"{topic}.{kind}" for topic in ("orders", "returns") for kind in ("rejected", "late")]
@@ -166,7 +165,7 @@ def compare(found: Differences, where: str, wanted: Sequence[Told], got: Sequenc
             found.add(where, "other values", f"{one.what}: {said}, not {expected[one.what]}")
     order = list(dict.fromkeys(one.what for one in got if one.what in expected))
     place = {what: n for n, what in enumerate(one.what for one in wanted)}
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in pairwise(order):
         if place[earlier] > place[later]:
             found.add(where, "out of order", f"{later} after {earlier}")
 
