@@ -137,7 +137,7 @@ def swaps_batches(patch: Patch) -> None:
 def forgets_at_death(patch: Patch) -> None:
     """What was acknowledged is in memory alone, and written every half second."""
     flushed = [0.0]
-    without_journal = WriteOptions()
+    without_journal: Any = WriteOptions()  # its attributes are typed as methods
     without_journal.disable_wal = True
 
     def commit_to_memory(self: Any, change: Any) -> None:
