@@ -280,14 +280,6 @@ class _Sender:
 
 
 class _Writer(_Sender):
-    """Two transactional ids in turn, opened one after the other, which is not one step: an owner that was held up
-    between the two, while another opened both, is fenced at the first id and has fenced the other at the second. So the
-    first transaction is of the first id: whoever has made it had opened both before any newer owner opened one."""
-
-    def __init__(self, producers: list[AIOKafkaProducer]) -> None:
-        super().__init__(producers)
-        self._turn = len(producers) - 1
-
     async def begin(self) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
@@ -309,11 +301,10 @@ class _Writer(_Sender):
         await self._ask(self._producer.abort_transaction())
 
     async def close(self) -> None:
-        for producer in self._producers:
-            # A transaction that failed and was not waited for would be told as an exception that nobody took.
-            ended = producer._txn_manager.wait_for_transaction_end()
-            if ended is not None and ended.done() and not ended.cancelled():
-                ended.exception()
+        # A transaction that failed and was not waited for would be told as an exception that nobody took.
+        ended = self._producer._txn_manager.wait_for_transaction_end()
+        if ended is not None and ended.done() and not ended.cancelled():
+            ended.exception()
         await super().close()
 
 

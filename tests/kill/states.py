@@ -26,7 +26,7 @@ from headrace.streams.task import Task
 
 from headrace.app import App
 from headrace.plan import Stage, stages
-from headrace.verify import records
+from headrace.state import records
 
 ALL = 1_000_000
 """Rows: no limit."""

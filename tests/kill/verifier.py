@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from headrace.streams.log import Log, Partition
 
-from headrace.verify import records
+from headrace.state import records
 from tests.kill.expected import Hurry, Line, Told, customers, micros, window
 
 PARTITIONS = 8

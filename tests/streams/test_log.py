@@ -378,7 +378,7 @@ def test_a_newer_writer_fences_the_older_and_aborts_what_it_left_open(ground: Gr
 class HeldUp(KafkaLog):
     """A log whose writers are held up between their two transactional ids."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: Address) -> None:
         super().__init__(address)
         self.half_open, self.go_on = asyncio.Event(), asyncio.Event()
 
@@ -398,7 +398,7 @@ def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(
     here = Partition(topic, 0)
 
     async def scenario(client: Client) -> None:
-        slow = HeldUp(ground.address.bootstrap)
+        slow = HeldUp(ground.address)
         opening = asyncio.create_task(slow.writer(f"owner-{topic}"))
         await slow.half_open.wait()
         newer = await client.writer(f"owner-{topic}")
