@@ -120,10 +120,9 @@ class Turns:
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = writers
-        self._turn = -1
+        self._turn = 0
 
     async def begin(self) -> None:
-        self._turn = (self._turn + 1) % len(self._writers)
         await self._writers[self._turn].begin()
 
     async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
@@ -131,9 +130,15 @@ class Turns:
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
         await self._writers[self._turn].commit(group, offsets)
+        self._next()
 
     async def abort(self) -> None:
         await self._writers[self._turn].abort()
+        self._next()
+
+    def _next(self) -> None:
+        # Where a transaction did not end the turn stays: one that is fenced stays fenced.
+        self._turn = (self._turn + 1) % len(self._writers)
 
     async def close(self) -> None:
         for writer in self._writers:

@@ -20,6 +20,8 @@ _FROM_TOPIC, _BY_DEFAULT = 1, 5
 _SET, _DELETE, _APPEND, _SUBTRACT = 0, 1, 2, 3
 # As Kafka's max.request.partition.size.limit.
 _DESCRIBED_PARTITIONS = 2_000
+# The first version of Metadata in which a topic may be asked for by its id alone.
+_NAMELESS = 12
 
 
 # The cluster.
@@ -46,6 +48,8 @@ def metadata(call: Call) -> Fields:
 
 def _describe_wanted(call: Call, wanted: Message) -> dict[str, Any]:
     topic_id = getattr(wanted, "topic_id", None)
+    if wanted.name is None and call.version < _NAMELESS:
+        return {"error_code": ErrorCode.invalid_request, "name": ""}
     if topic_id is not None or wanted.name is None:  # Kafka's clients give an empty name beside the id
         found = call.node.topics.by_id(topic_id) if topic_id is not None else None
         if found is None:

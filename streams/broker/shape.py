@@ -56,8 +56,8 @@ def check_shape(api_key: int, version: int, frame: bytes, at: int) -> None:
     """
     Walk over the body of a request, which begins at `at`.
 
-    :raises ValueError: when it claims more entries than it can hold, or than are taken; also IndexError and
-        struct.error, when it ends too soon.
+    :raises ValueError: when it claims more entries than it can hold, or than are taken, or none at all (null) where
+        there must be an array; also IndexError and struct.error, when it ends too soon.
     """
     _walk_of(api_key, version)(frame, at, _Tally())
 
@@ -101,7 +101,8 @@ def _field(field: "dataclasses.Field[Any]", flexible: bool) -> Walk:
     kafka_type = field.metadata.get("kafka_type", "")
     nested = entity_in(field.type)
     if is_tuple(field.type):
-        return _array(_entity(nested) if nested else _value(kafka_type, flexible), _FIXED.get(kafka_type), flexible)
+        item = _entity(nested) if nested else _value(kafka_type, flexible)
+        return _array(field.name, item, _FIXED.get(kafka_type), flexible, type(None) in arms(field.type))
     if nested is None:
         return _value(kafka_type, flexible)
     return _nullable(_entity(nested)) if type(None) in arms(field.type) else _entity(nested)
@@ -131,7 +132,7 @@ def _nullable(inner: Walk) -> Walk:
     return lambda frame, at, tally: inner(frame, at + 1, tally) if frame[at] == 1 else at + 1
 
 
-def _array(item: Walk, item_size: int | None, flexible: bool) -> Walk:
+def _array(name: str, item: Walk, item_size: int | None, flexible: bool, nullable: bool) -> Walk:
     def walk(frame: bytes, at: int, tally: _Tally) -> int:
         if flexible:
             count, at = read_varint(frame, at)
@@ -139,6 +140,8 @@ def _array(item: Walk, item_size: int | None, flexible: bool) -> Walk:
         else:
             (count,) = _INT.unpack_from(frame, at)
             at += _INT.size
+        if count < 0 and not nullable:
+            raise ValueError(f"{name} is null, and must be an array")
         if count <= 0:
             return at
         tally.entries += count

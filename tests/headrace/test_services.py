@@ -53,7 +53,8 @@ def test_a_worker_alone_makes_its_topics_and_ends_with_78_where_trying_again_wou
         port, log = free_port(), tmp_path / "worker.log"
         options = ["--data", str(tmp_path / "data"), "--metrics-port", str(port)]
         with running("worker", PROGRAM, "--broker", str(broker), *options, log=log) as worker:
-            eventually(lambda: answers(f"http://127.0.0.1:{port}/metrics"), 90)
+            eventually(lambda: "ready: " in log.read_text(), 90)
+            assert answers(f"http://127.0.0.1:{port}/metrics")
             write(broker, "orders", [encode(order) for order in orders])
             assert worker.wait(60) == FINAL
     assert "headrace: the learner of returns failed on the outcome of orders-0-1" in log.read_text()
