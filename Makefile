@@ -9,7 +9,7 @@ KILLS ?= 20
 SECONDS ?= 600
 NODES ?= 1
 
-.PHONY: run test test-stack stack check bench bench-broker sim kill-test history clean
+.PHONY: run test test-stack stack check bench bench-broker sim kill-test kill-test-local history clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -62,7 +62,10 @@ sim: .venv/test
 	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout 0
 
 kill-test: .venv/test
-	KILLS=$(KILLS) $(BIN)/python -m pytest -m "not stack" tests/kill --timeout 3600
+	KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kill/test_worker_kills.py
+
+kill-test-local: .venv/test
+	KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kill/test_kills.py --timeout 7200
 
 history: .venv/test
 	SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/history/test_local.py

@@ -1,7 +1,7 @@
 """kill -9 in the middle of the main job: afterwards everything is as if nothing had happened.
 
-`make kill-test KILLS=20` kills worker, broker and stack 20 times each over the whole sample; SEED=... draws the moments
-of an earlier run again.
+`make kill-test-local KILLS=20` kills worker, broker and stack 20 times each over the whole sample; SEED=... draws the
+moments of an earlier run again.
 """
 
 from __future__ import annotations
