@@ -9,7 +9,7 @@ KILLS ?= 20
 SECONDS ?= 600
 NODES ?= 1
 
-.PHONY: run test test-stack stack check bench bench-broker sim kill-test kill-test-local history clean
+.PHONY: .types run test test-stack stack check bench bench-broker sim kill-test kill-test-local history clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
