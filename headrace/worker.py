@@ -90,7 +90,7 @@ HERE = Gauge(
     registry=REGISTRY,
 )  # fmt: skip
 LAG = _gauge("lag", "Rows of the inputs that are published and not yet taken")
-BUFFERED = _gauge("buffered_rows", "Rows decoded and waiting, bounded by max_buffered_rows", "topic")
+BUFFERED = _gauge("buffered_rows", "Rows waiting in the fullest partition, bounded by max_buffered_rows", "topic")
 WATERMARK = _gauge("watermark_seconds", "The task's watermark")
 BOUNDS = {
     "max_batch_rows": runner.MAX_BATCH_ROWS,
@@ -286,15 +286,21 @@ def _report(fleet: Fleet) -> None:
     for (task, number), progress in fleet.progress.items():
         for name, gauge in COUNTS.items():
             gauge.labels(task, str(number)).set(getattr(progress, name))
-    HERE.clear()
+    # What a task left behind here would stand for ever, beside what its new owner tells.
+    for gauge in (HERE, LAG, WATERMARK, BUFFERED):
+        gauge.clear()
     for told in fleet.statuses():
         HERE.labels(told.stage, str(told.partition), told.state).set(1)
+    fullest: dict[tuple[str, str], int] = {}
     for r in fleet.runners:
         label = (r.task.name, str(r.task.number))
         LAG.labels(*label).set(r.lag)
         WATERMARK.labels(*label).set(r.task.merge.watermark / 1e6)
         for source in r.task.inputs:
-            BUFFERED.labels(r.task.name, source.partition.topic).set(source.buffered)
+            place = (r.task.name, source.partition.topic)
+            fullest[place] = max(fullest.get(place, 0), source.buffered)
+    for place, rows in fullest.items():
+        BUFFERED.labels(*place).set(rows)
 
 
 def warm_up() -> None:

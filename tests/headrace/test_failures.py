@@ -24,7 +24,7 @@ from headrace.streams.publisher import Row
 from headrace.supervisor import FINAL
 from tests.headrace import refusing
 from tests.headrace.test_refused import read
-from tests.scene import ROOT, broker_process, eventually, stoppable_broker, write
+from tests.scene import ROOT, accepts, broker_process, eventually, stoppable_broker, write
 
 PROGRAM = ROOT / "tests" / "headrace" / "refusing.py"
 OUT = "features.Lines"
@@ -193,6 +193,7 @@ def test_a_log_that_is_away_for_a_minute_is_waited_for(tmp_path: Path, stop: sig
             where = ["--data", str(tmp_path / "broker"), "--port", str(address.port)]
             again = subprocess.Popen([*command, *where], cwd=ROOT)
             try:
+                eventually(lambda: accepts(address), 30)
                 after(scene, worker)
             finally:
                 again.terminate()
