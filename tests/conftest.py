@@ -15,6 +15,7 @@ WHOLE_STACKS = ("headrace", "kill", "serving")
 """Folders whose tests run several processes each and wait for them: one after another, beside the others' computing."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in WHOLE_STACKS:

@@ -77,4 +77,3 @@ async def test_a_log_that_is_away_costs_the_telling_and_nothing_else(monkeypatch
     assert not telling.done()
     telling.cancel()
     await nowhere.leave()
-
