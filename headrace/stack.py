@@ -144,11 +144,20 @@ class Stack:
         await ensure_topics(self.broker, self.app.topics(), replication=self._replication)
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
         await self._supervisor.start(self._measured(self._worker_child()))
-        # Chosen at the last moment: while a worker compiles, another stack may have taken the usual one.
-        port = choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")
-        self._gateway = f"http://{_reachable(self._host)}:{port}"
-        await self._supervisor.start(self._gateway_child(port))
+        await self._start_gateway(self._supervisor)
         self._write()
+
+    async def _start_gateway(self, supervisor: Supervisor) -> None:
+        for usual in (GATEWAY_PORT, 0):
+            port = choose_port(self._host, self._gateway_port, usual, "--gateway-port")
+            self._gateway = f"http://{_reachable(self._host)}:{port}"
+            try:
+                await supervisor.start(self._gateway_child(port))
+                return
+            except StackError:
+                # Another stack may have taken the usual port since it was chosen.
+                if self._gateway_port or port != usual or _is_free(port):
+                    raise
 
     async def _start_broker(self, supervisor: Supervisor) -> None:
         for usual in (BROKER_PORT, 0):
@@ -179,7 +188,7 @@ class Stack:
 
         parts = [option for name, url in self._metrics.items() for option in ("--part", f"{name}={url}")]
         argv = ["-m", "headrace.gateway", self.program, *where, *parts]
-        return Child("gateway", argv, GATEWAY_READY, healthy, environment)
+        return Child("gateway", argv, GATEWAY_READY, healthy, environment, says_so=True)
 
     def _measured(self, child: Child) -> Child:
         """The child, serving its metrics on a port of its own."""

@@ -44,6 +44,7 @@ class Child:
     """A process to be run: `argv` after the interpreter, and how it tells that it is ready.
 
     ready: asked until it answers true; without it, the child prints a line with the word "ready" first or second
+    says_so: it prints that line too, before it is asked
     """
 
     name: str
@@ -51,6 +52,7 @@ class Child:
     ready_within: float
     ready: Probe | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    says_so: bool = False
 
 
 class Restarts:
@@ -221,7 +223,9 @@ class _Process:
         raise StackError(f"the {name} was not ready within {within:.0f} s; its log is {self.log}:\n{self.last_lines()}")
 
     async def _is_ready(self) -> bool:
-        return self._ready.is_set() if self.child.ready is None else await self.child.ready()
+        if (self.child.ready is None or self.child.says_so) and not self._ready.is_set():
+            return False
+        return self.child.ready is None or await self.child.ready()
 
     async def ended(self) -> str:
         """Wait for its end, and tell how it was."""

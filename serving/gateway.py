@@ -396,6 +396,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._gateway().cut = self.cut
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so once it listens: on a port lost to another gateway, that one would answer in its stead."""
+        await super().startup(sockets)
+        if self.started:
+            print(f"ready: the gateway listens on {self.config.host} port {self.config.port}", flush=True)
+
     def cut(self, scope: Scope) -> None:
         """End a connection without waiting for its client to take what was sent.
 
