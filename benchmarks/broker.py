@@ -40,8 +40,7 @@ from kio.schema.fetch.v11.response import FetchResponse
 from kio.schema.types import TopicName
 from kio.serial import entity_reader, entity_writer
 
-from benchmarks.figures import Figure, collected, local_broker, machine
-from tests.stack.kafka import Cluster
+from benchmarks.figures import Figure, apache_kafka, collected, local_broker, machine
 
 RECORDS = 1_000_000
 SIZE = 100
@@ -254,12 +253,10 @@ async def measure(repeats: int) -> dict[str, list[Figure]]:
     found: dict[str, list[dict[str, float]]] = {"local": [], "Kafka": []}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        cluster = Cluster(folder / "kafka", java=["-Xmx1g", "-XX:+UseG1GC"])
-        stack.callback(cluster.close)
-        await asyncio.to_thread(cluster.start)
+        theirs = await stack.enter_async_context(apache_kafka(folder / "kafka"))
         local = await stack.enter_async_context(local_broker(folder / "local"))
         for turn in range(repeats + 1):
-            for name, address in (("local", local), ("Kafka", cluster.address)):
+            for name, address in (("local", local), ("Kafka", theirs)):
                 got = await once(address)
                 if turn:
                     found[name].append(got)

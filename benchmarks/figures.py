@@ -15,6 +15,8 @@ from typing import Any
 
 from headrace.streams.address import Address, parse_address
 
+from tests.stack.kafka import Cluster
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -70,3 +72,14 @@ async def local_broker(folder: Path) -> AsyncIterator[Address]:
     finally:
         process.terminate()
         await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def apache_kafka(folder: Path) -> AsyncIterator[Address]:
+    """One node of Apache Kafka, with what Java needs to be fast rather than to start soon."""
+    cluster = Cluster(folder, java=["-Xmx1g", "-XX:+UseG1GC"])
+    try:
+        await asyncio.to_thread(cluster.start)
+        yield cluster.address
+    finally:
+        cluster.close()

@@ -10,25 +10,26 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 
-from benchmarks.figures import Figure, collected, local_broker
+from benchmarks.figures import Figure, apache_kafka, collected, local_broker
 from benchmarks.latency import RATE, WARM, measured
 from benchmarks.window import OURS, app, job, publish, rows
-from tests.stack.kafka import Cluster
 
+Broker = Callable[[Path], AbstractAsyncContextManager[Address]]
+BROKERS: dict[str, Broker] = {"local broker": local_broker, "Kafka": apache_kafka}
 PROGRAMS = {"exactly once": "benchmarks.window", "at least once": "benchmarks.at_least_once"}
 EVENTS = 200_000
 SECONDS = 15.0
 PARTS = {"events/s": "events/s", "p50": "ms", "p99": "ms"}
 UNITS = {
     f"{broker}, {guarantee}, {part}": unit
-    for broker in ("local broker", "Kafka")
+    for broker in BROKERS
     for guarantee in PROGRAMS
     for part, unit in PARTS.items()
 }
@@ -41,18 +42,17 @@ def measure(repeats: int, events: int = EVENTS, seconds: float = SECONDS) -> lis
 
 async def _once(events: int, seconds: float) -> dict[str, float]:
     found: list[float] = []
-    for broker in (_local, _kafka):
+    for broker in BROKERS.values():
         for guarantee in PROGRAMS:
             found += await _measured(broker, guarantee, events, seconds)
     return dict(zip(UNITS, found, strict=True))
 
 
-async def _measured(broker: object, guarantee: str, events: int, seconds: float) -> list[float]:
+async def _measured(broker: Broker, guarantee: str, events: int, seconds: float) -> list[float]:
     """events/s, p50 and p99 of one guarantee on a new log."""
-    assert callable(broker)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        address: Address = await stack.enter_async_context(broker(Path(folder) / "log"))
+        address = await stack.enter_async_context(broker(Path(folder) / "log"))
         await ensure_topics(address, app.topics())
         more = rows(events + int((WARM + seconds) * RATE))
         await publish(address, more[:events])
@@ -61,22 +61,6 @@ async def _measured(broker: object, guarantee: str, events: int, seconds: float)
         await stack.enter_async_context(_worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
         p50, p99, _ = await measured(address, "trades", more[events:], OURS)
         return [rate, p50, p99]
-
-
-@asynccontextmanager
-async def _local(folder: Path) -> AsyncIterator[Address]:
-    async with local_broker(folder) as address:
-        yield address
-
-
-@asynccontextmanager
-async def _kafka(folder: Path) -> AsyncIterator[Address]:
-    cluster = Cluster(folder, java=["-Xmx1g", "-XX:+UseG1GC"])
-    await asyncio.to_thread(cluster.start)
-    try:
-        yield cluster.address
-    finally:
-        cluster.close()
 
 
 @asynccontextmanager

@@ -9,17 +9,23 @@ import uvloop
 from headrace.streams import kernels
 from headrace.streams.address import parse_address
 from headrace.streams.kafka import KafkaLog
+from headrace.streams.runner import Runner
+from headrace.streams.store import RocksStore
 
 import headrace as hr
 from benchmarks.window import Clock, PerMinute
+from headrace import plan
 from headrace.app import Guarantee
-from headrace.worker import runners
+from headrace.worker import SystemClock
 
 
 async def main(broker: str, folder: str, events: int, guarantee: Guarantee = "exactly_once") -> None:
     log = KafkaLog(parse_address(broker))
     app = hr.App("window", features=[PerMinute], guarantee=guarantee)
-    [runner] = runners(app, log, Path(folder))
+    [stage] = plan.stages(app)
+    task, follows = stage.build(0, RocksStore(Path(folder) / "state"))
+    # Without a group: what is measured is the task.
+    runner = Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead)
     clock = Clock(events)
     await runner.start()
     done = 0

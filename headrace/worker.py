@@ -37,9 +37,7 @@ from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.membership import Membership
 from headrace.streams.parent import watch_parent
-from headrace.streams.runner import Runner
 from headrace.streams.slots import Slot
-from headrace.streams.store import RocksStore
 from headrace.streams.workers import TOPIC, WorkerStatus
 from headrace.supervisor import FINAL, NOTE, Child, Supervisor
 
@@ -242,17 +240,6 @@ class Worker(Service):
             metrics=self._metrics,
             tasks=self._fleet.statuses(),
         )
-
-
-def runners(app: App, log: KafkaLog, data: Path) -> list[Runner]:
-    """A runner for each partition of each stage, without a group. Raises StateError where another holds the state."""
-    made = []
-    for stage in plan.stages(app):
-        for number in range(stage.partitions):
-            store = RocksStore(data / "state" / f"{stage.changelog}-{number}")
-            task, follows = stage.build(number, store)
-            made.append(Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead))
-    return made
 
 
 async def serve(app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:

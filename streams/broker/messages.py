@@ -19,7 +19,7 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from .errors import FrameMalformed
-from .shape import MOST_TAGS, check_shape, entity_in, is_tuple, read_varint
+from .shape import after_tags, check_shape, entity_in, is_tuple
 
 # Any: kio has one class for each version of a message, without a common base that would carry the fields.
 Message = Any
@@ -72,7 +72,8 @@ def read_request(frame: bytes, envelope: Envelope) -> Message:
     """:raises FrameMalformed: when the body is not a message of that API and version."""
     read, flexible = _request_reader(envelope.api_key, envelope.version)
     try:
-        start = _after_tags(frame, envelope.body_at) if flexible else envelope.body_at
+        # The header's tagged fields carry nothing a broker needs; they are walked over.
+        start = after_tags(frame, envelope.body_at) if flexible else envelope.body_at
         check_shape(envelope.api_key, envelope.version, frame, start)
         # Bytes after the end are let be, as in Kafka: librdkafka leaves some when it asks for no topic.
         message, _ = read(frame, start)
@@ -118,18 +119,6 @@ def milliseconds(delta: datetime.timedelta) -> int:
 
 def moment(wall_ms: int) -> datetime.datetime | None:
     return None if wall_ms < 0 else datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
-
-
-def _after_tags(frame: bytes, position: int) -> int:
-    # The header's tagged fields carry nothing a broker needs; they are walked over.
-    count, position = read_varint(frame, position)
-    if count > MOST_TAGS:
-        raise ValueError(f"A header has {count} tagged fields.")
-    for _ in range(count):
-        _, position = read_varint(frame, position)
-        size, position = read_varint(frame, position)
-        position += size
-    return position
 
 
 @cache

@@ -176,6 +176,11 @@ def _tags(known: Mapping[int, Walk]) -> Walk:
     return walk
 
 
+def after_tags(frame: bytes, at: int) -> int:
+    """Where the tagged fields end that begin at `at`, whatever they are. Raises as `check_shape`."""
+    return _UNKNOWN_TAGS(frame, at, _Tally())
+
+
 def read_varint(frame: bytes, at: int) -> tuple[int, int]:
     """An unsigned integer of variable length, and where it ends. :raises IndexError: :raises ValueError:"""
     byte = frame[at]
@@ -189,6 +194,9 @@ def read_varint(frame: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + 1
     raise ValueError("a variable-length integer has more than five bytes")
+
+
+_UNKNOWN_TAGS = _tags({})
 
 
 def arms(annotation: object) -> tuple[object, ...]:

@@ -22,27 +22,14 @@ import headrace as hr
 from headrace import plan
 from headrace.errors import VerifyError
 from headrace.verify import Comparison, tell, verify
+from tests.headrace.returning import Order
+from tests.headrace.returning import back as taken_back
 from tests.simulation.log import Entry, SimulatedLog
 from tests.simulation.world import World
 
 T0 = datetime(2010, 1, 1, tzinfo=UTC)
 PARTITIONS = 2
 ROWS = 400
-
-
-class Order(hr.Event, topic="orders", key="customer", time="at"):
-    customer: str
-    quantity: int
-    at: datetime
-
-
-class Return(hr.Event, topic="returns", key="customer", time="at"):
-    customer: str
-    quantity: int
-    at: datetime
-
-
-taken_back = hr.Outcome(Return, of=Order, match=["customer"], within="1h", prior=0.1)
 
 
 class Customer(hr.Features, of=Order, by="customer"):
