@@ -63,7 +63,7 @@ async def test_an_agent_consumes_counts_in_a_table_and_produces(clients: Clients
     both = [TopicPartition("shop-counts-changelog", number) for number in range(2)]
 
     async def written_six_times() -> bool:
-        return sum((await changelog.end_offsets(both)).values()) == 6
+        return bool(sum((await changelog.end_offsets(both)).values()) == 6)
 
     await eventually(written_six_times)
     kept = {r.key: r.value for r in await read_quiet(changelog, 1)}
