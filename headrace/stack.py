@@ -8,7 +8,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,29 +147,19 @@ class Stack:
         await self._start_gateway(self._supervisor)
         self._write()
 
-    async def _start_gateway(self, supervisor: Supervisor) -> None:
-        for usual in (GATEWAY_PORT, 0):
-            port = choose_port(self._host, self._gateway_port, usual, "--gateway-port")
-            self._gateway = f"http://{_reachable(self._host)}:{port}"
-            try:
-                await supervisor.start(self._gateway_child(port))
-                return
-            except StackError:
-                # Another stack may have taken the usual port since it was chosen.
-                if self._gateway_port or port != usual or _is_free(port):
-                    raise
-
     async def _start_broker(self, supervisor: Supervisor) -> None:
-        for usual in (BROKER_PORT, 0):
-            port = choose_port("127.0.0.1", self._broker_port, usual, "--broker-port")
+        async def start(port: int) -> None:
             self._broker = Address("127.0.0.1", port)
-            try:
-                await supervisor.start(self._measured(_broker_child(self.data, self._broker)))
-                return
-            except StackError:
-                # Another stack may have taken the usual port since it was chosen.
-                if self._broker_port or port != usual or _is_free(port):
-                    raise
+            await supervisor.start(self._measured(_broker_child(self.data, self._broker)))
+
+        await _on_a_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port", start)
+
+    async def _start_gateway(self, supervisor: Supervisor) -> None:
+        async def start(port: int) -> None:
+            self._gateway = f"http://{_reachable(self._host)}:{port}"
+            await supervisor.start(self._gateway_child(port))
+
+        await _on_a_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port", start)
 
     def _worker_child(self) -> Child:
         argv = ["-m", self.worker_module, self.program, "--broker", str(self.broker), "--data", str(self.data)]
@@ -283,9 +273,20 @@ def choose_port(host: str, wanted: int | None, usual: int, option: str) -> int:
     raise StackError(f"port {wanted or usual} on {host} cannot be had ({reason}): give another with {option}")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+async def _on_a_port(
+    host: str, wanted: int | None, usual: int, option: str, start: Callable[[int], Awaitable[None]]
+) -> None:
+    """Start something on the port wanted; or else on the usual one, or a free one. Raises StackError."""
+    for choice in (usual, 0):
+        port = choose_port(host, wanted, choice, option)
+        try:
+            await start(port)
+            return
+        except StackError:
+            # Another stack may have had the usual port since it was chosen, and may have left it by now: what a start
+            # failed of is not told apart, a second one costs a moment.
+            if wanted or port != choice:
+                raise
 
 
 def _reachable(host: str) -> str:
