@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, HeadraceError, LogLost, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Log, Partition, Reader, Sender, Writer
-from headrace.streams.task import Task, Work
+from headrace.streams.task import BARRIER, Task, Work
 
 logger = logging.getLogger("headrace.streams")
 
@@ -48,6 +48,9 @@ would keep the row for ever."""
 STALE_AFTER = TOMBSTONES_KEPT / 2
 """Seconds after which a store that is behind is made again from nothing: half, for a restore takes time too."""
 
+
+RESTORE_WAITS = 30.0
+"""Seconds that a restore waits for records that the log has said to have; then the task starts again."""
 
 LOST_AFTER = 5.0
 """Seconds for which the log may end before what was read of it: a new leader needs a moment to know how far it is."""
@@ -90,11 +93,21 @@ class Progress:
 
 
 async def replay(
-    task: Task, log: Log, progress: Progress, wall: Callable[[], float], stopping: Callable[[], bool]
+    task: Task,
+    log: Log,
+    progress: Progress,
+    wall: Callable[[], float],
+    stopping: Callable[[], bool],
+    barrier: int = 0,
 ) -> None:
-    """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward."""
+    """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward.
+
+    barrier: an offset before which the changelog does not end, whatever the log says of it
+
+    Raises LogUnavailable, also where the log does not come to the barrier.
+    """
     partition, began = task.changelog, wall()
-    end = (await log.ends([partition])).get(partition, 0)
+    end = max(barrier, (await log.ends([partition])).get(partition, 0))
     begin = (await log.starts([partition])).get(partition, 0)
     if task.position and (task.position < begin or task.position > end):
         logger.info("task %s-%d: its changelog was cut or made anew meanwhile", task.name, task.number)
@@ -104,23 +117,33 @@ async def replay(
         task.current(began)
     position = first
     progress.restored, progress.to_restore = 0, max(0, end - first)
+    in_vain = 0
     while position < end and not stopping():
         reader = await log.reader({partition: position})
         try:
             while position < end and not stopping():
                 got = await reader.fetch([partition], FETCH_ROWS, POLL)
+                # A commit's mark is never compacted away: where only barriers came, nothing was missed.
+                missed = any(key != BARRIER for fetched in got for key in fetched.keys)
                 # Asked of each fetch: a machine may be put to sleep in the middle of this, too.
-                if wall() - task.written > STALE_AFTER and any(len(fetched) for fetched in got):
+                if missed and wall() - task.written > STALE_AFTER:
                     logger.info("task %s-%d: its disk is too old, and is made anew", task.name, task.number)
                     began, position, first = wall(), begin, begin
                     task.forget()
                     task.current(began)
                     progress.restored, progress.to_restore = 0, end - first
                     break
+                before = position
                 for fetched in got:
                     task.replay(fetched, task.written)
                     position = fetched.next_offset
                     progress.restored = min(position, end) - first
+                in_vain = 0 if position > before else in_vain + 1
+                if in_vain * POLL > RESTORE_WAITS:
+                    raise LogUnavailable(
+                        f"{partition.topic}, partition {partition.number}, does not come to offset {end:,}, where it "
+                        f"ended when task {task.name}-{task.number} began to restore"
+                    )
         finally:
             await reader.close()
     if position >= end:
@@ -183,7 +206,7 @@ class Runner:
     _ends: dict[Partition, int] = field(default_factory=dict)
 
     async def start(self) -> None:
-        """Fence earlier owners, bring the store to the changelog's end, load, and go to the committed offsets."""
+        """Fence earlier owners, write a barrier, bring the store to it, load, and go to the committed offsets."""
         self.progress.state = "starting"
         await self.close()
         task = self.task
@@ -191,7 +214,8 @@ class Runner:
         if self.ahead:
             self._sender = await self.log.sender()
         self.progress.state = "restoring"
-        await replay(task, self.log, self.progress, self.wall, lambda: self._stopping)
+        barrier = await self._write_barrier(self._writer)
+        await replay(task, self.log, self.progress, self.wall, lambda: self._stopping, barrier)
         if self._stopping:
             return
         task.resume()
@@ -205,6 +229,13 @@ class Runner:
             self._beside = await self.log.reader({f.partition: 0 for f in self.follows})
             await self._catch_up()
         self.progress.state = "running"
+
+    async def _write_barrier(self, writer: Writer) -> int:
+        """The changelog's offset after it: all that earlier owners committed lies before."""
+        await writer.begin()
+        ends = await writer.send([self.task.barrier()], self.task.number)
+        await writer.commit(self.group, {})
+        return ends[self.task.changelog]
 
     @property
     def lag(self) -> int:

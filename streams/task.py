@@ -8,6 +8,10 @@ Its cycle has five steps, numbered the same in DESIGN, here and in `runner`:
 4. add the consumed offsets and commit;
 5. write the touched rows to the store in one batch, together with the changelog position.
 
+Before its first cycle it writes a barrier into its changelog and restores up to that: a log says where its end is from
+one node's memory, and a node that was cut off and has come back says so for a moment of a log that has moved on without
+it. What is written, no such node can take; whoever has read the barrier has read all that earlier owners committed.
+
 The store holds committed rows only. After an abort, a fence or an unknown outcome the hot state is thrown away
 and loaded again from the store and the changelog, by the same path as after a crash. A task knows no asyncio, no
 log and no clock.
@@ -27,6 +31,8 @@ from headrace.streams.store import Store
 
 MARK = b"\x00mark"
 """The key of the row that tells where a commit stands."""
+BARRIER = b"\x00barrier"
+"""The key of what a task writes into its changelog before it restores: the deletion of a row that never was."""
 RESETTING = "being reset"
 """Stands for the program in the mark of a task whose reset has begun: until it ends, no start goes on from halves."""
 _POSITION = b"\x00position"
@@ -203,6 +209,10 @@ class Task:
         """Step 3: the changelog records of touched rows."""
         topic, number = self.changelog
         return [Record(topic, key, value, number) for key, value in changes]
+
+    def barrier(self) -> Record:
+        """What is written into the changelog before the restore, and read at its end."""
+        return Record(self.changelog.topic, BARRIER, None, self.changelog.number)
 
     def keep(self, work: Work, position: int, at: float = 0.0) -> None:
         """Step 5. position: the changelog offset after this commit's records; at: as `written`."""

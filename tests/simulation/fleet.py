@@ -92,6 +92,7 @@ class Chaos:
                 unknown=random.choice([0, 0.1, 0.3]),
                 slow=random.choice([0, 0.05, 0.3]),
                 marking=random.choice([0, 0, 0.1, 0.5]),
+                behind=random.choice([0, 0.1, 0.5]),
             ),
             crash=random.choice([0, 0.05, 0.2]),
             kill=random.choice([0, 0.05, 0.2]),
@@ -110,7 +111,8 @@ class Chaos:
         )
 
     def calm(self) -> None:
-        self.faults.away = self.faults.unknown = self.faults.slow = self.faults.marking = 0
+        faults = self.faults
+        faults.away = faults.unknown = faults.slow = faults.marking = faults.behind = 0
         self.left = 0
 
     def strikes(self, world: World, often: float) -> bool:

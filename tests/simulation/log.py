@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,10 @@ LONGEST_DELAY = 0.5
 LONGEST_MARKING = 1.0
 """Seconds after a transaction's end was decided, until its last marker is written at the latest. With the time that
 publishing takes it is less than `IDLE_AFTER`: an aborted record without its marker hides what came after it."""
+
+LONGEST_BEHIND = 3.0
+"""Seconds that what a node says of a partition's end is old at most, and for which it goes on saying so. Less than the
+engine takes for the loss of data (`LOST_AFTER`)."""
 
 TRANSACTION_WITHIN = 4.0
 """Seconds after which the log aborts a transaction that nobody ended, and fences its owner."""
@@ -56,12 +61,14 @@ class Faults:
     unknown: a commit whose answer is lost; it has arrived, never arrives, or arrives after the client gave up
     slow:    the call takes a while, before or after it is done
     marking: a transaction's markers are written some time after its end was decided, one partition after another
+    behind:  who asks for a partition's end is answered by a node that was cut off, and knows nothing newer for a while
     """
 
     away: float = 0.0
     unknown: float = 0.0
     slow: float = 0.0
     marking: float = 0.0
+    behind: float = 0.0
 
 
 @dataclass(slots=True)
@@ -96,6 +103,7 @@ class SimulatedLog:
     _late: int = 0
     _turn: int = 0
     _newest: dict[tuple[str, Partition], int] = field(default_factory=dict)
+    _ends: dict[Partition, list[tuple[float, int]]] = field(default_factory=dict)
 
     def publish(self, record: Record) -> int:
         """Append outside any transaction; returns the offset."""
@@ -105,6 +113,7 @@ class SimulatedLog:
         entries = self.entries(partition)
         timestamp = self.now_ms() if record.timestamp is None else record.timestamp
         entries.append(Entry(record, timestamp, state))
+        self._note_end(partition)
         return len(entries) - 1
 
     def append_open(self, name: str, partition: Partition, record: Record) -> int:
@@ -137,6 +146,15 @@ class SimulatedLog:
             if offsets and offsets[0] < end:
                 end = offsets[0]
         return end
+
+    def _note_end(self, partition: Partition) -> None:
+        self._ends.setdefault(partition, []).append((self.world.time, self.stable_end(partition)))
+
+    def stable_end_at(self, partition: Partition, time: float) -> int:
+        """What the end of the committed was."""
+        noted = self._ends.get(partition, [])
+        after = bisect_right(noted, time, key=lambda note: note[0])
+        return noted[after - 1][1] if after else 0
 
     def connect(self) -> Connection:
         return Connection(self)
@@ -209,9 +227,9 @@ class SimulatedLog:
     def _mark(self, name: str, partition: Partition, state: State) -> None:
         for offset in self.open[name].pop(partition):
             self.entries(partition)[offset].state = state
-        self.append(partition, Record("", None, None), "marker")
         if not self.open[name]:
             del self.open[name]
+        self.append(partition, Record("", None, None), "marker")
 
     def commit_later(self, name: str, epoch: int, group: str, offsets: Mapping[Partition, int]) -> None:
         """A commit that is under way still: it counts if it arrives before the id is opened again."""
@@ -254,6 +272,8 @@ class Connection:
 
     log: SimulatedLog
     cut_until: float = -1.0
+    behind: dict[Partition, tuple[float, int]] = field(default_factory=dict)
+    """By partition that it asks a node that was cut off: until when, and the end that this node knows."""
 
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
         await self.call()
@@ -290,7 +310,17 @@ class Connection:
 
     async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         await self.call()
-        return {p: self.log.stable_end(p) for p in partitions}
+        world = self.log.world
+        for p in partitions:
+            if world.random.random() < self.log.faults.behind:
+                known = self.log.stable_end_at(p, world.time - world.random.random() * LONGEST_BEHIND)
+                self.behind[p] = world.time + world.random.random() * LONGEST_BEHIND, known
+        return {p: self.stable_end(p) for p in partitions}
+
+    def stable_end(self, partition: Partition) -> int:
+        """As the node says that this client asks."""
+        until, known = self.behind.get(partition, (-1.0, 0))
+        return known if self.log.world.time < until else self.log.stable_end(partition)
 
     async def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         await self.call()
@@ -335,7 +365,7 @@ class _Reader:
 
     def _read(self, partition: Partition, limit: int) -> Fetched:
         entries, at = self._log.entries(partition), self._offsets[partition]
-        end = self._log.stable_end(partition)
+        end = self._connection.stable_end(partition)
         if at >= end:
             return Fetched(partition, _NONE, _NONE, [], [], at, end)
         # A fetch may bring less than there is, as a network does.

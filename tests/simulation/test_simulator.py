@@ -183,6 +183,13 @@ def forgets_the_deletions_in_a_changelog(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Task, "replay", replayed)
 
 
+def takes_the_changelogs_end_from_a_node_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(self: Runner, writer: Writer) -> int:
+        return 0
+
+    monkeypatch.setattr(Runner, "_write_barrier", none)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -197,6 +204,7 @@ def forgets_the_deletions_in_a_changelog(monkeypatch: pytest.MonkeyPatch) -> Non
         reads_on_after_an_unknown_outcome,
         restores_before_it_fences,
         forgets_the_deletions_in_a_changelog,
+        takes_the_changelogs_end_from_a_node_that_was_cut_off,
     ],
 )
 def test_a_broken_engine_is_caught(
