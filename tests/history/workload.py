@@ -1,8 +1,8 @@
 """Clients that write, read and commit at once, and write down what they did and were told.
 
 On the topic `a`: idempotent producers, one that is not idempotent, and writers of transactions over both partitions.
-A processor for each partition of `a` makes a record of `b` from each of `a`, and commits its offset of the group `x`
-in the same transaction. The group `g` reads `a`, its members come and go. Readers of everything and of the committed
+A processor for each partition of `a` makes a record of `b` from each of `a`, and commits its group's offset in the
+same transaction. A group of readers reads `a`, its members come and go. Readers of everything and of the committed
 follow both topics and sometimes go back. A watcher looks up the offsets of both groups.
 
 Seeded: each client draws what it does from its own generator. When things happen is the machine's affair.
@@ -37,12 +37,14 @@ from tests.history.history import (
 )
 from tests.streams.broker.clients import Clients
 
-FIND_COORDINATOR, OFFSET_FETCH = 10, 9
+OFFSET_COMMIT, OFFSET_FETCH, FIND_COORDINATOR = 8, 9, 10
 PARTITIONS = 2
 A = [("a", partition) for partition in range(PARTITIONS)]
 B = [("b", partition) for partition in range(PARTITIONS)]
-READERS, PROCESSORS = "g", "x"
+READERS, PROCESSORS = "readers-Aa", "processors-Aa"
 """The two groups."""
+SAME_HASH = ("Aa", "BB")
+"""To Java these are of one hash code: Kafka keeps groups that differ in them alone in one partition, at one node."""
 ZOMBIES = 6
 """One in so many transactions is committed by a producer that has been fenced, or tries to be."""
 LARGEST = 4_000
@@ -592,8 +594,15 @@ async def _close(client: Any) -> None:
 
 
 async def _stable_offset(bootstrap: str, group: str, place: Place) -> int:
-    """As Kafka's own clients ask for it; aiokafka does not wait for open transactions."""
-    wanted = [{"name": place[0], "partition_indexes": (place[1],)}]
+    """As Kafka's own clients ask for it; aiokafka does not wait for open transactions.
+
+    A node that was cut off and is back tells for a moment what it knew, without an error. So what it told counts once
+    it has stored something: it committed an offset for a group that is always kept where this one is.
+    """
+    topic, partition = place
+    wanted = [{"name": topic, "partition_indexes": (partition,)}]
+    proof = [{"name": topic, "partitions": [{"partition_index": partition, "committed_offset": 0}]}]
+    beside = group.replace(*SAME_HASH)
     while True:
         async with Clients(bootstrap.split(",")[0]) as clients:
             found = await (await clients.wire()).ask(FIND_COORDINATOR, 4, key_type=0, coordinator_keys=(group,))
@@ -602,7 +611,9 @@ async def _stable_offset(bootstrap: str, group: str, place: Place) -> int:
             async with Clients(f"{coordinator.host}:{coordinator.port}") as clients:
                 wire = await clients.wire()
                 answer = await wire.ask(OFFSET_FETCH, 7, group_id=group, topics=wanted, require_stable=True)
-            partition = answer.topics[0].partitions[0] if answer.topics else None
-            if partition is not None and answer.error_code is partition.error_code is ErrorCode.none:
-                return int(partition.committed_offset)
+                stored = await wire.ask(OFFSET_COMMIT, 8, group_id=beside, member_id="", topics=proof)
+            told = answer.topics[0].partitions[0] if answer.topics else None
+            kept = stored.topics[0].partitions[0].error_code is ErrorCode.none
+            if kept and told is not None and answer.error_code is told.error_code is ErrorCode.none:
+                return int(told.committed_offset)
         await asyncio.sleep(0.02)
