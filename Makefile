@@ -48,7 +48,7 @@ check: .venv/test .types
 	MYPYPATH=.types $(BIN)/mypy --strict .types/headrace tests examples benchmarks
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not stack"
+	$(BIN)/python -m pytest -n 2 -m "not stack"
 
 # The browser's tests apart: its driver leaves an event loop running.
 test-stack: .venv/test
@@ -61,7 +61,7 @@ stack: .venv/test
 	@$(BIN)/python -m tests.stack.kafka --nodes $(NODES)
 
 sim: .venv/test
-	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout 0
+	FIRST=$(FIRST) SEEDS=$(SEEDS) $(BIN)/python -m pytest -n 2 tests/simulation --timeout 0
 
 kill-test: .venv/test
 	KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/kill/test_worker_kills.py

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from headrace.streams.address import Address
 
 from tests.scene import broker_process
 from tests.stack.kafka import Cluster, kafka
-
-WHOLE_STACKS = ("headrace", "kill", "serving")
-"""Folders whose tests run several processes each and wait for them: one after another, beside the others' computing."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in WHOLE_STACKS:
-            item.add_marker(pytest.mark.xdist_group("stacks"))
 
 
 @pytest.fixture(scope="session")
