@@ -12,7 +12,7 @@ from .call import Call, names
 from .coordinator import Place
 from .errors import Refusal, StoreFailed, Unanswerable
 from .log import Append, PartitionLog
-from .messages import Fields, Message, milliseconds, moment
+from .messages import Fields, Message, Records, milliseconds, moment
 from .store import Change
 
 _READ_COMMITTED = 1
@@ -223,7 +223,7 @@ def _fetch_one(call: Call, topic: str, wanted: Message, left: int, *, first: boo
             {"producer_id": entry.producer_id, "first_offset": entry.first_offset}
             for entry in (log.aborted_between(wanted.fetch_offset, upper) if batches else ())
         ]
-    records = batches[0] if len(batches) == 1 else b"".join(batches)
+    records = Records(batches)
     return {
         "partition_index": wanted.partition,
         "high_watermark": log.end,

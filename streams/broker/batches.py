@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import google_crc32c
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from crc32c import crc32c
 from kio.schema.errors import ErrorCode
 
 from .errors import Refusal
@@ -98,7 +98,7 @@ def intact(data: bytes, last_offset: int) -> bool:
     base, length, _, magic, crc, _, last_delta = _HEADER.unpack_from(data)[:7]
     if magic != 2 or length + 12 != len(data) or base + last_delta != last_offset:
         return False
-    return bool(google_crc32c.value(data[_ATTRIBUTES_AT:]) == crc)
+    return _sum(data) == int(crc)
 
 
 def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
@@ -120,7 +120,7 @@ def receive_batch(records: bytes | None, max_bytes: int) -> Batch:
         raise Refusal(ErrorCode.invalid_record, f"Only record batches of magic 2 are taken, not {magic}.")
     if length + 12 != len(records):
         raise Refusal(ErrorCode.invalid_record, "A produce request carries one whole batch for a partition.")
-    if google_crc32c.value(records[_ATTRIBUTES_AT:]) != crc:
+    if _sum(records) != crc:
         raise Refusal(ErrorCode.corrupt_message, "The record batch does not match its check sum.")
     count = fields[12]
     if attributes & _CONTROL or count < 1 or count != last_delta + 1 or attributes & _CODEC > _LAST_CODEC:
@@ -141,10 +141,10 @@ def transaction_of(records: bytes | None) -> tuple[int, int] | None:
     return (producer_id, epoch) if attributes & _TRANSACTIONAL else None
 
 
-def stamp(batch: Batch, base_offset: int) -> bytes:
-    """The batch's bytes with its place in the log."""
+def stamp(batch: Batch, base_offset: int) -> tuple[bytes, memoryview]:
+    """The batch's bytes with its place in the log, in two pieces."""
     (length,) = struct.unpack_from(">i", batch.data, _LENGTH_AT)
-    return _STAMP.pack(base_offset, length, LEADER_EPOCH) + batch.data[_LEADER_EPOCH_END:]
+    return _STAMP.pack(base_offset, length, LEADER_EPOCH), memoryview(batch.data)[_LEADER_EPOCH_END:]
 
 
 def with_append_time(batch: Batch, wall_ms: int) -> Batch:
@@ -240,6 +240,10 @@ def keep_records(batch: Batch, kept: list[Record]) -> bytes:
     return _sealed(data)
 
 
+def _sum(data: bytes | bytearray) -> int:
+    return crc32c(memoryview(data)[_ATTRIBUTES_AT:])
+
+
 def _sealed(data: bytearray) -> bytes:
-    struct.pack_into(">I", data, _CRC_AT, google_crc32c.value(bytes(data[_ATTRIBUTES_AT:])))
+    struct.pack_into(">I", data, _CRC_AT, _sum(data))
     return bytes(data)

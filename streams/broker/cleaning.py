@@ -14,7 +14,7 @@ from .clock import Clock
 from .errors import Refusal
 from .limits import Limits
 from .log import PartitionLog, pack_bounds, pack_span
-from .store import Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
+from .store import LARGE_BYTES, Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
 from .topics import Settings, Topic, Topics
 
 _SHORT_STEP_SECONDS = 0.002
@@ -39,7 +39,7 @@ class Cleaner:
         self._resumed = 0.0
 
     async def clean(self) -> None:
-        """One round over everything."""
+        """One round over everything, and then over the files in which it lies."""
         self._resumed = time.perf_counter()
         for topic in self._topics:
             for log in tuple(topic.partitions):
@@ -49,6 +49,10 @@ class Cleaner:
                     await self._compact(topic, log)
                 self._forget_producers(log)
                 await self._rest()
+        bounds = {log.number: log.bounds for topic in self._topics for log in topic.partitions}
+        self._store.forget_files(
+            lambda number, last: number in bounds and last >= max(bounds[number].start, bounds[number].cleaned)
+        )
 
     async def _rest(self) -> None:
         """Let requests be served; after a long step for as long as it took, to leave half a core at least."""
@@ -151,7 +155,9 @@ class Cleaner:
             if not data and batch.last_offset + 1 >= log.stable_end:
                 data = batch.data  # a reader told of this end must reach it
             kept_size += len(data)
-            if len(data) != len(batch.data):
+            # What is kept leaves the files of large batches for RocksDB, so that a file is not held for one of them.
+            moved = len(data) >= LARGE_BYTES and batch.last_offset >= log.bounds.cleaned
+            if moved or len(data) != len(batch.data):
                 freed += len(batch.data) - len(data)
                 self._stage_replacement(log, batch, data, change)
             after = batch.last_offset + 1

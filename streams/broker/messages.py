@@ -10,7 +10,7 @@ import datetime
 import struct
 import typing
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -84,6 +84,19 @@ def read_request(frame: bytes, envelope: Envelope) -> Message:
     return message
 
 
+class Records:
+    """Batches one after the other in the place of bytes, so that nobody puts them together."""
+
+    __slots__ = ("batches", "size")
+
+    def __init__(self, batches: Sequence[bytes]) -> None:
+        self.batches = batches
+        self.size = sum(map(len, batches))
+
+    def __len__(self) -> int:
+        return self.size
+
+
 class _Pieces:
     """What kio writes to: records stay as they are, so that they are copied by nobody before the socket."""
 
@@ -91,8 +104,11 @@ class _Pieces:
         self.found: list[bytes] = []
         self._small = list(first)
 
-    def write(self, data: bytes) -> int:
-        if len(data) < _APART_BYTES:
+    def write(self, data: bytes | Records) -> int:
+        if isinstance(data, Records):
+            for batch in data.batches:
+                self.write(batch)
+        elif len(data) < _APART_BYTES:
             self._small.append(data)
         else:
             self.end()
@@ -100,8 +116,9 @@ class _Pieces:
         return len(data)
 
     def end(self) -> None:
-        self.found.append(b"".join(self._small))
-        self._small.clear()
+        if self._small:
+            self.found.append(b"".join(self._small))
+            self._small.clear()
 
 
 def write_response(api_key: int, version: int, correlation_id: int, fields: Fields) -> list[bytes]:

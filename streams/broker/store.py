@@ -4,7 +4,9 @@ Keys (big-endian, so that RocksDB's order is ours):
   m<name>                        counters, the cluster's id, the format
   t<topic>                       a topic: its id, configuration and partitions
   p<partition>                   a partition: its bounds
-  l<partition><last offset>      a record batch, by its last offset: one seek finds the batch of an offset
+  l<partition><last offset>      a record batch, by its last offset: one seek finds the batch of an offset; of a large
+                                 one, where it is (see `files`)
+  f<file><partition>             what a file of large batches has of a partition
   i<partition><last offset>      the batch's size and times, for look-ups that must not read records
   s<partition><producer id>      what a producer has written to a partition
   a<partition><last offset>      an aborted transaction
@@ -20,17 +22,22 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
 
 from .errors import FolderInUse, FolderUnreadable, StoreFailed
+from .files import PLACE_BYTES, BatchFiles, Place, unpack_held, unpack_place
 
 log = logging.getLogger(__name__)
 
-FORMAT = b"headrace broker 1"
+FORMAT = b"headrace broker 2"
+_OLDER_FORMAT = b"headrace broker 1"
+"""Without files of large batches: whoever reads only it must not take their places for batches."""
+LARGE_BYTES = 16 * 1024
+"""From this size on a batch goes to a file: RocksDB's sums over it would cost more than to write there."""
 _FORMAT_KEY = b"mformat"
 
 _MEMTABLE_BYTES = 16 * 1024 * 1024
@@ -48,10 +55,11 @@ _INFO_LOGS = 2
 class Change:
     """What one request changes, to be committed as a whole."""
 
-    __slots__ = ("batch",)
+    __slots__ = ("batch", "large")
 
     def __init__(self) -> None:
         self.batch = WriteBatch(raw_mode=True)
+        self.large: list[tuple[int, int, Place, Sequence[bytes | memoryview]]] = []
 
     def put(self, key: bytes, value: bytes) -> None:
         self.batch.put(key, value)
@@ -92,22 +100,34 @@ class Store:
             self._db = Rdict(str(folder), _options(accept_loss))
         except Exception as error:  # rocksdict raises plain exceptions; the text is all there is
             raise _unopened(folder, error) from error
-        self._check_format(folder)
-
-    def _check_format(self, folder: Path) -> None:
         try:
-            found = self.get(_FORMAT_KEY)
-            if found is None:
-                change = Change()
-                change.put(_FORMAT_KEY, FORMAT)
-                self.commit(change)
-                return
+            self._check_format()
+            self._files = self._open_files(accept_loss)
         except StoreFailed as error:
-            self.close()
+            self._db.close()
             raise FolderUnreadable(f"The folder {folder} cannot be used: {error}") from error
-        if found != FORMAT:
-            self.close()
-            raise FolderUnreadable(f"The folder {folder} has the format {found!r}; this broker reads {FORMAT!r}.")
+        except FolderUnreadable:
+            self._db.close()
+            raise
+
+    def _check_format(self) -> None:
+        found = self.get(_FORMAT_KEY)
+        if found in (None, _OLDER_FORMAT):
+            change = Change()
+            change.put(_FORMAT_KEY, FORMAT)
+            self.commit(change)
+        elif found != FORMAT:
+            raise FolderUnreadable(f"The folder {self.folder} has the format {found!r}; this broker reads {FORMAT!r}.")
+
+    def _open_files(self, accept_loss: bool) -> BatchFiles:
+        files = BatchFiles(self.folder, [(*_split_file_key(key), unpack_held(held)) for key, held in self.scan(b"f")])
+        missing = files.incomplete()
+        if missing is not None and not accept_loss:
+            raise FolderUnreadable(
+                f"The file {missing} is missing or cut off. Put the folder back from a copy; or start the broker once "
+                f"with --accept-loss: readers are told where it should have had something."
+            )
+        return files
 
     def commit(self, change: Change) -> None:
         """
@@ -118,6 +138,9 @@ class Store:
         if self.failure:
             raise StoreFailed(self.failure)
         try:
+            for number, last_offset, place, pieces in change.large:
+                held = self._files.write(number, last_offset, place, pieces)
+                change.put(_file_key(place.file, number), held.pack())
             self._db.write(change.batch)
         except Exception as error:
             self._fail(error)
@@ -161,12 +184,48 @@ class Store:
         self.failure = f"Nothing is acknowledged any more, {why}."
         log.error(self.failure)
 
+    def put_batch(
+        self, change: Change, number: int, last_offset: int, pieces: Sequence[bytes | memoryview]
+    ) -> bytes:
+        """Stage a batch of a partition; gives the value that stands for it (see `whole`)."""
+        size = sum(map(len, pieces))
+        # A power cut may leave the write-ahead log and not the file: so with `fsync` there is one of them alone.
+        if size < LARGE_BYTES or self._fsync:
+            value = b"".join(pieces)
+        else:
+            place = self._files.place(size)
+            change.large.append((number, last_offset, place, pieces))
+            value = place.pack()
+        change.put(batch_key(number, last_offset), value)
+        return value
+
+    def whole(self, value: bytes) -> bytes:
+        """
+        The batch for which a value stands, once it is committed. Who reads it checks it.
+
+        :raises StoreFailed: when its file cannot be read.
+        """
+        if len(value) != PLACE_BYTES:
+            return value
+        try:
+            return self._files.read(unpack_place(value))
+        except OSError as error:
+            raise self.damaged(error) from error
+
+    def forget_files(self, needed: Callable[[int, int], bool]) -> None:
+        """Remove files of large batches that nobody needs, asked by a partition's number and an offset."""
+        for file in self._files.needless(needed):
+            change = Change()
+            change.delete_prefix(_file_key(file))
+            self.commit(change)
+            self._files.remove(file)
+
     def get(self, key: bytes) -> bytes | None:
         """:raises StoreFailed: when what is stored is damaged."""
         try:
             value: bytes | None = self._db.get(key)
         except Exception as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
         return value
 
     def scan(self, prefix: bytes, start: bytes | None = None, *, checked: bool = True) -> Iterator[tuple[bytes, bytes]]:
@@ -187,9 +246,9 @@ class Store:
         except GeneratorExit:
             raise
         except Exception as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
 
-    def _damaged(self, error: Exception) -> StoreFailed:
+    def damaged(self, error: object) -> StoreFailed:
         told = (
             f"The folder {self.folder} is damaged ({error}): nothing of the damaged part is served. Stop the broker, "
             f"look after the disk, and put it back from a copy."
@@ -217,6 +276,7 @@ class Store:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+        self._files.close()
         try:
             if self._fsync and not self.failure:
                 self._db.flush_wal(True)
@@ -288,6 +348,14 @@ def batch_key(number: int, last_offset: int) -> bytes:
 
 def span_key(number: int, last_offset: int) -> bytes:
     return _PARTITION_OFFSET.pack(b"i", number, last_offset)
+
+
+def _file_key(file: int, *partition: int) -> bytes:
+    return b"f" + b"".join(number.to_bytes(4) for number in (file, *partition))
+
+
+def _split_file_key(key: bytes) -> tuple[int, int]:
+    return int.from_bytes(key[1:5]), int.from_bytes(key[5:])
 
 
 def producer_key(number: int, producer_id: int) -> bytes:

@@ -166,7 +166,7 @@ def has_two_histories(patch: Patch) -> None:
                 continue
             alike = self.number, batch.last_delta
             if alike in shown and now():
-                found[at] = stamp(read_batch(shown[alike]), batch.base_offset)
+                found[at] = b"".join(stamp(read_batch(shown[alike]), batch.base_offset))
             shown[alike] = data
         return found
 

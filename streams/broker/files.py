@@ -1,0 +1,152 @@
+"""Large record batches, in files beside RocksDB.
+
+RocksDB would write each several times (to its log, to a file, again when files are merged) and sum it up each time;
+here it is written once. A file takes the batches of all partitions, one after the other, until it is full, and goes as
+a whole when no partition needs a batch of it any more: nothing is ever moved. What a file has of which partition is an
+entry in RocksDB, written in the change that writes the batch.
+"""
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+# What is needed no longer goes in pieces of about this size; a batch that is larger has a file of its own.
+_FILE_BYTES = 64 * 1024 * 1024
+# A descriptor each. Readers of old records go through a few files at a time.
+_OPEN_FILES = 16
+_PLACE = struct.Struct(">IQI")
+_HELD = struct.Struct(">qQ")
+
+
+class Place(NamedTuple):
+    """Where a batch is."""
+
+    file: int
+    at: int
+    size: int
+
+    def pack(self) -> bytes:
+        return _PLACE.pack(*self)
+
+
+PLACE_BYTES = _PLACE.size
+"""Less than the header of a batch: a value of this size tells where a batch is, and is none itself."""
+
+
+def unpack_place(data: bytes) -> Place:
+    return Place(*_PLACE.unpack(data))
+
+
+class Held(NamedTuple):
+    """What a file has of one partition."""
+
+    last_offset: int
+    end: int
+    """Where its last batch ends in the file."""
+
+    def pack(self) -> bytes:
+        return _HELD.pack(*self)
+
+
+def unpack_held(data: bytes) -> Held:
+    return Held(*_HELD.unpack(data))
+
+
+class BatchFiles:
+    """
+    A batch gets its place first, and is written when its change is.
+
+    held: what each file has of each partition, by their numbers; of files that are not among them no change was made.
+    """
+
+    def __init__(self, folder: Path, held: Iterable[tuple[int, int, Held]]) -> None:
+        self._folder = folder
+        self._held: dict[int, dict[int, Held]] = {}
+        for file, partition, entry in held:
+            self._held.setdefault(file, {})[partition] = entry
+        self._open: dict[int, FileIO] = {}
+        # A file that was closed is never written to again: it may end with what no change was made of.
+        self._current = max(self._held, default=0)
+        self._end = _FILE_BYTES
+        for path in folder.glob("*.batches"):
+            if int(path.stem) not in self._held:
+                _unlink(path)
+
+    def _path(self, file: int) -> Path:
+        return self._folder / f"{file:08}.batches"
+
+    def incomplete(self) -> Path | None:
+        """A file that has less than it should."""
+        for file, held in self._held.items():
+            path = self._path(file)
+            if not path.exists() or path.stat().st_size < max(entry.end for entry in held.values()):
+                return path
+        return None
+
+    def place(self, size: int) -> Place:
+        """Room for a batch; if nothing is written there, it stays a hole."""
+        if self._end + size > _FILE_BYTES:
+            self._current += 1
+            self._end = 0
+        self._end += size
+        return Place(self._current, self._end - size, size)
+
+    def write(self, partition: int, last_offset: int, place: Place, pieces: Sequence[bytes | memoryview]) -> Held:
+        """:raises OSError:"""
+        file = self._opened(place.file)
+        file.seek(place.at)
+        for piece in pieces:
+            left = memoryview(piece)
+            while left:
+                left = left[file.write(left) :]
+        held = self._held.setdefault(place.file, {})
+        held[partition] = Held(last_offset, place.at + place.size)
+        return held[partition]
+
+    def read(self, place: Place) -> bytes:
+        """The batch, or less, where the file has less. :raises OSError:"""
+        if place.file not in self._held:
+            return b""
+        file = self._opened(place.file)
+        file.seek(place.at)
+        return file.read(place.size)
+
+    def _opened(self, file: int) -> FileIO:
+        found = self._open.pop(file, None)
+        if found is None:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            # The first to write to a file makes it; that one which should be there is missing is found at the start.
+            found = FileIO(self._path(file), "rb+" if file in self._held else "wb+")
+        self._open[file] = found
+        return found
+
+    def needless(self, needed: Callable[[int, int], bool]) -> list[int]:
+        """The files of which no partition needs its last batch there; asked by its number and that batch's offset."""
+        return [
+            file
+            for file, held in self._held.items()
+            if not any(needed(partition, entry.last_offset) for partition, entry in held.items())
+        ]
+
+    def remove(self, file: int) -> None:
+        del self._held[file]
+        if file in self._open:
+            self._open.pop(file).close()
+        if file == self._current:
+            self._end = _FILE_BYTES
+        _unlink(self._path(file))
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+
+def _unlink(path: Path) -> None:
+    """Where it cannot be removed now, it is at the next start."""
+    with contextlib.suppress(OSError):
+        path.unlink()
