@@ -39,6 +39,10 @@ class Unanswerable(BrokerError):
     """A produce request that wants no answer was refused; as in Kafka, its connection is closed instead."""
 
 
+class BrokenOff(BrokerError):
+    """An answer was begun and cannot be ended; its connection is closed, and the client asks again."""
+
+
 class Refusal(Exception):
     """A request, or one partition of it, that is answered with a protocol error code."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kio.schema.errors import ErrorCode
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
-from .errors import Refusal, StoreFailed
+from .errors import BrokenOff, Refusal, StoreFailed
 from .producers import (
     NO_OFFSET,
     ProducerState,
@@ -28,9 +28,11 @@ from .store import (
     Store,
     aborted_key,
     batch_key,
+    is_apart,
     partition_key,
     partition_prefixes,
     producer_key,
+    size_of,
     span_key,
 )
 
@@ -95,6 +97,24 @@ class _Cached:
     value: bytes
 
 
+class StoredBatch:
+    """A large batch that is read when its turn to be sent has come: readers then hold little memory, and wait less."""
+
+    __slots__ = ("_last_offset", "_log", "_value")
+
+    def __init__(self, log: "PartitionLog", last_offset: int, value: bytes) -> None:
+        self._log = log
+        self._last_offset = last_offset
+        self._value = value
+
+    def __len__(self) -> int:
+        return size_of(self._value)
+
+    def read(self) -> bytes:
+        """:raises BrokenOff: when it is damaged, or has been deleted meanwhile."""
+        return self._log.read_stored(self._last_offset, self._value)
+
+
 class TailCache:
     """What stands for the newest batches of all partitions, within one bound; the oldest goes first, whosever it is."""
 
@@ -129,6 +149,7 @@ class PartitionLog:
         self._tail: list[_Cached] = []
         self._tail_head = 0
         self._cached_from = 0
+        self._careful = False
         self.bounds = Bounds()
         self._load()
 
@@ -234,7 +255,7 @@ class PartitionLog:
 
     # Reading.
 
-    def read(self, offset: int, upper: int, max_bytes: int, *, at_least_one: bool) -> list[bytes]:
+    def read(self, offset: int, upper: int, max_bytes: int, *, at_least_one: bool) -> list[bytes | StoredBatch]:
         """
         Whole batches from the one that holds `offset`, below `upper`, within `max_bytes`.
 
@@ -243,12 +264,19 @@ class PartitionLog:
         """
         if not self.start <= offset <= self.end:
             raise Refusal(ErrorCode.offset_out_of_range, f"Offset {offset} is not within {self.start} to {self.end}.")
-        found: list[bytes] = []
+        found: list[bytes | StoredBatch] = []
         if offset >= upper:
             return found
         size = 0
         try:
-            for last, data in self._from(offset):
+            for last, value in self._from(offset):
+                size += size_of(value)
+                if last >= upper or (size > max_bytes and (found or not at_least_one)):
+                    break
+                if found and is_apart(value) and not self._careful:
+                    found.append(StoredBatch(self, last, value))
+                    continue
+                data = self._whole(last, value)
                 if data is None:
                     if found:
                         break
@@ -256,9 +284,6 @@ class PartitionLog:
                         ErrorCode.corrupt_message,
                         f"The batch of {self.topic} partition {self.index} that ends at offset {last} is damaged.",
                     )
-                size += len(data)
-                if last >= upper or (size > max_bytes and (found or not at_least_one)):
-                    break
                 found.append(data)
         except StoreFailed as failed:
             # What lies before the damage is served; at it the reader is told, and never passes it unseen.
@@ -266,18 +291,26 @@ class PartitionLog:
                 raise Refusal(ErrorCode.kafka_storage_error, str(failed)) from failed
         return found
 
-    def _from(self, offset: int) -> Iterator[tuple[int, bytes | None]]:
-        """Batches by their last offset; None in place of a damaged one."""
+    def read_stored(self, last_offset: int, value: bytes) -> bytes:
+        """What `read` left to be read later; raises as `StoredBatch.read`."""
+        data = self._whole(last_offset, value)
+        if data is None:
+            # The client asks again from where it was: this time no answer may begin that cannot be ended.
+            self._careful = True
+            raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is gone.")
+        return data
+
+    def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        """What stands for batches, by their last offset."""
         tail, head = self._tail, self._tail_head
         if head < len(tail) and offset > tail[head].last_offset and offset >= self._cached_from:
             at = bisect_left(tail, offset, lo=head, key=lambda cached: cached.last_offset)
             for cached in tail[at:]:
-                yield cached.last_offset, self._whole(cached.last_offset, cached.value)
+                yield cached.last_offset, cached.value
             return
         prefix = partition_prefixes(self.number)[1]
         for key, value in self._store.scan(prefix, batch_key(self.number, offset), checked=False):
-            last = int.from_bytes(key[-8:])
-            yield last, self._whole(last, value)
+            yield int.from_bytes(key[-8:]), value
 
     def _whole(self, last_offset: int, value: bytes) -> bytes | None:
         """The batch, or None where it is damaged: its own sum is checked, ten times faster than RocksDB checks its."""

@@ -5,6 +5,7 @@ for what an older version lacks, and answers with a mapping in which every versi
 ignores the rest.
 """
 
+import asyncio
 import dataclasses
 import datetime
 import struct
@@ -19,11 +20,13 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from .errors import FrameMalformed
+from .log import StoredBatch
 from .shape import after_tags, check_shape, entity_in, is_tuple
 
 # Any: kio has one class for each version of a message, without a common base that would carry the fields.
 Message = Any
 Fields = Mapping[str, Any]
+Piece = bytes | StoredBatch
 
 _PREFIX = struct.Struct(">hhi")
 _FRAME = struct.Struct(">i")
@@ -89,7 +92,7 @@ class Records:
 
     __slots__ = ("batches", "size")
 
-    def __init__(self, batches: Sequence[bytes]) -> None:
+    def __init__(self, batches: Sequence[Piece]) -> None:
         self.batches = batches
         self.size = sum(map(len, batches))
 
@@ -101,14 +104,14 @@ class _Pieces:
     """What kio writes to: records stay as they are, so that they are copied by nobody before the socket."""
 
     def __init__(self, *first: bytes) -> None:
-        self.found: list[bytes] = []
+        self.found: list[Piece] = []
         self._small = list(first)
 
-    def write(self, data: bytes | Records) -> int:
+    def write(self, data: Piece | Records) -> int:
         if isinstance(data, Records):
             for batch in data.batches:
                 self.write(batch)
-        elif len(data) < _APART_BYTES:
+        elif isinstance(data, bytes) and len(data) < _APART_BYTES:
             self._small.append(data)
         else:
             self.end()
@@ -121,13 +124,27 @@ class _Pieces:
             self._small.clear()
 
 
-def write_response(api_key: int, version: int, correlation_id: int, fields: Fields) -> list[bytes]:
-    """The whole frame in pieces, its length first."""
+def write_response(api_key: int, version: int, correlation_id: int, fields: Fields) -> list[Piece]:
+    """The whole frame in pieces, its length first. The first piece is what comes before the first large one."""
     build, write, flexible_header = _response_writer(api_key, version)
     pieces = _Pieces(_FRAME.pack(correlation_id), b"\0" if flexible_header else b"")
     write(pieces, build(fields))
     pieces.end()
-    return [_FRAME.pack(sum(map(len, pieces.found))), *pieces.found]
+    first, *others = pieces.found
+    size = len(first) + sum(map(len, others))
+    return [_FRAME.pack(size) + whole(first), *others]
+
+
+def whole(piece: Piece) -> bytes:
+    """:raises BrokenOff:"""
+    return piece if isinstance(piece, bytes) else piece.read()
+
+
+async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece]) -> None:
+    """:raises BrokenOff: when the answer cannot be ended; also OSError."""
+    for piece in answer:
+        writer.write(whole(piece))
+        await writer.drain()
 
 
 def milliseconds(delta: datetime.timedelta) -> int:

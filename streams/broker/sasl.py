@@ -17,7 +17,7 @@ from kio.schema.errors import ErrorCode
 
 from .call import Call
 from .errors import FrameMalformed, Unauthenticated
-from .messages import Envelope, Fields, read_envelope, read_request, write_response
+from .messages import Envelope, Fields, Piece, read_envelope, read_request, write_response
 from .users import HASHES, Users, salted, verifier_of
 
 API_VERSIONS, HANDSHAKE, AUTHENTICATE = 18, 17, 36
@@ -111,8 +111,8 @@ class _Scram:
 async def authenticate(
     users: Users,
     receive: Callable[[], Awaitable[bytes]],
-    send: Callable[[list[bytes]], Awaitable[None]],
-    versions: Callable[[Envelope, bytes], tuple[list[bytes], bool]],
+    send: Callable[[list[Piece]], Awaitable[None]],
+    versions: Callable[[Envelope, bytes], tuple[list[Piece], bool]],
 ) -> None:
     """
     The beginning of a connection. `versions` answers ApiVersions, and tells whether it was understood.
@@ -143,7 +143,7 @@ async def authenticate(
 
 
 async def _wrapped(
-    exchange: Exchange, receive: Callable[[], Awaitable[bytes]], send: Callable[[list[bytes]], Awaitable[None]]
+    exchange: Exchange, receive: Callable[[], Awaitable[bytes]], send: Callable[[list[Piece]], Awaitable[None]]
 ) -> None:
     done = False
     while not done:
@@ -168,7 +168,7 @@ async def _wrapped(
 
 
 async def _bare(
-    exchange: Exchange, receive: Callable[[], Awaitable[bytes]], send: Callable[[list[bytes]], Awaitable[None]]
+    exchange: Exchange, receive: Callable[[], Awaitable[bytes]], send: Callable[[list[Piece]], Awaitable[None]]
 ) -> None:
     """After version 0 of the handshake: tokens without a header, and no way to say what is wrong."""
     done = False
@@ -187,7 +187,7 @@ def _check_version(envelope: Envelope) -> None:
         raise FrameMalformed(f"API {envelope.api_key} has no version {envelope.version} here.")
 
 
-def _written(envelope: Envelope, fields: Fields) -> list[bytes]:
+def _written(envelope: Envelope, fields: Fields) -> list[Piece]:
     return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
 
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable
+from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from .call import Call
 from .clock import Clock, SystemClock
 from .errors import (
     AddressRefused,
+    BrokenOff,
     BrokerError,
     FrameMalformed,
     Refusal,
@@ -31,7 +33,7 @@ from .errors import (
 )
 from .flight import Flight
 from .limits import Limits
-from .messages import Envelope, client_id, read_envelope, read_request, write_response
+from .messages import Envelope, Piece, client_id, read_envelope, read_request, send, write_response
 from .metrics import Metrics
 from .node import Node, open_node
 from .users import Users
@@ -296,7 +298,7 @@ class Broker:
         except (Unauthenticated, UsersUnreadable) as error:
             node.metrics.unauthenticated.inc()
             log.warning("The connection of %s was closed: %s", peer, error)
-        except (Unanswerable, Refusal) as error:
+        except (Unanswerable, BrokenOff, Refusal) as error:
             log.info("The connection of %s was closed: %s", peer, error)
         except StoreFailed:
             pass  # the store has said so; the client tries again, as when a broker has died
@@ -356,11 +358,7 @@ class Broker:
                 )
             return await reader.readexactly(length)
 
-        async def send(answer: list[bytes]) -> None:
-            writer.writelines(answer)
-            await writer.drain()
-
-        await sasl.authenticate(users, receive, send, _versions)
+        await sasl.authenticate(users, receive, partial(send, writer), _versions)
 
     async def _converse(
         self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
@@ -387,12 +385,11 @@ class Broker:
                 # What is told of may have been written a moment ago, by whomever.
                 await node.store.settled()
                 node.metrics.sent.inc(size)
-                writer.writelines(response)
-                await writer.drain()
+                await send(writer, response)
             finally:
                 flight.leave(size)
 
-    async def _respond(self, node: Node, frame: bytes, host: str) -> list[bytes] | None:
+    async def _respond(self, node: Node, frame: bytes, host: str) -> list[Piece] | None:
         envelope = read_envelope(frame)
         api = APIS.get(envelope.api_key)
         if api is None:
@@ -432,7 +429,7 @@ async def _in_time(reading: Awaitable[bytes], length: int, ms: int) -> bytes:
         raise FrameMalformed(f"A frame of {length} bytes was not whole after {ms} ms.") from None
 
 
-def _versions(envelope: Envelope, frame: bytes) -> tuple[list[bytes], bool]:
+def _versions(envelope: Envelope, frame: bytes) -> tuple[list[Piece], bool]:
     """The answer to ApiVersions before it is known who asks, and whether its version is one of ours."""
     api = APIS[API_VERSIONS]
     if not api.oldest <= envelope.version <= api.newest:
@@ -442,7 +439,7 @@ def _versions(envelope: Envelope, frame: bytes) -> tuple[list[bytes], bool]:
     return write_response(API_VERSIONS, envelope.version, envelope.correlation_id, fields), True
 
 
-def _unsupported(envelope: Envelope) -> list[bytes]:
+def _unsupported(envelope: Envelope) -> list[Piece]:
     """A client that is newer than the broker asks for versions in a version the broker may not know."""
     if envelope.api_key != API_VERSIONS:
         raise FrameMalformed(f"API {envelope.api_key} has no version {envelope.version} here.")

@@ -205,7 +205,7 @@ class Store:
 
         :raises StoreFailed: when its file cannot be read.
         """
-        if len(value) != PLACE_BYTES:
+        if not is_apart(value):
             return value
         try:
             return self._files.read(unpack_place(value))
@@ -329,6 +329,16 @@ def _after_prefix(prefix: bytes) -> bytes:
         if prefix[position] != 0xFF:
             return prefix[:position] + bytes((prefix[position] + 1,))
     raise AssertionError("every key begins with a letter")
+
+
+def is_apart(value: bytes) -> bool:
+    """Whether the batch for which the value stands is in a file."""
+    return len(value) == PLACE_BYTES
+
+
+def size_of(value: bytes) -> int:
+    """The size of the batch for which the value stands."""
+    return unpack_place(value).size if is_apart(value) else len(value)
 
 
 _PARTITION_OFFSET = struct.Struct(">cIq")

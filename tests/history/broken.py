@@ -19,6 +19,7 @@ from headrace.streams.broker.batches import Batch, read_batch, stamp
 from headrace.streams.broker.coordinator import GroupCoordinator
 from headrace.streams.broker.errors import Refusal, Unanswerable
 from headrace.streams.broker.log import Append, PartitionLog
+from headrace.streams.broker.messages import Piece, whole
 from headrace.streams.broker.server import Broker
 from headrace.streams.broker.store import Change, Store
 from headrace.streams.broker.transactions import Transaction, TransactionCoordinator
@@ -70,7 +71,7 @@ def loses_answers(patch: Patch) -> None:
 def _loses_answers(patch: Patch, of: set[int], every: int) -> None:
     respond, now = Broker._respond, _Now(every)
 
-    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> list[bytes] | None:
+    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> list[Piece] | None:
         answer = await respond(self, node, frame, host)
         if int.from_bytes(frame[:2]) in of and now():
             raise Unanswerable("The answer is lost.")
@@ -156,17 +157,17 @@ def forgets_at_death(patch: Patch) -> None:
 def has_two_histories(patch: Patch) -> None:
     """Now and then a batch is shown in another's place."""
     read, now = PartitionLog.read, _Now()
-    shown: dict[tuple[int, int], bytes] = {}
+    shown: dict[tuple[int, int], Piece] = {}
 
-    def read_another(self: PartitionLog, *where: Any, **how: Any) -> list[bytes]:
+    def read_another(self: PartitionLog, *where: Any, **how: Any) -> list[Piece]:
         found = read(self, *where, **how)
         for at, data in enumerate(found):
-            batch = read_batch(data)
+            batch = read_batch(whole(data))
             if batch.transactional:
                 continue
             alike = self.number, batch.last_delta
             if alike in shown and now():
-                found[at] = b"".join(stamp(read_batch(shown[alike]), batch.base_offset))
+                found[at] = b"".join(stamp(read_batch(whole(shown[alike])), batch.base_offset))
             shown[alike] = data
         return found
 
@@ -178,7 +179,7 @@ def skips_batches(patch: Patch) -> None:
     """Of several batches one is left out."""
     read, now = PartitionLog.read, _Now()
 
-    def read_less(self: PartitionLog, *where: Any, **how: Any) -> list[bytes]:
+    def read_less(self: PartitionLog, *where: Any, **how: Any) -> list[Piece]:
         found = read(self, *where, **how)
         return found[:1] + found[2:] if len(found) > 2 and now() else found
 
@@ -190,7 +191,7 @@ def forgets_where_readers_are(patch: Patch) -> None:
     """Readers are told that there is no such offset, and begin anew."""
     read, now = PartitionLog.read, _Now(60)
 
-    def read_or_refuse(self: PartitionLog, offset: int, *where: Any, **how: Any) -> list[bytes]:
+    def read_or_refuse(self: PartitionLog, offset: int, *where: Any, **how: Any) -> list[Piece]:
         if offset > 0 and now():
             raise Refusal(ErrorCode.offset_out_of_range, "No such offset.")
         return read(self, offset, *where, **how)

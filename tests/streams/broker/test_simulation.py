@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from headrace.streams.broker.batches import read_batch, receive_batch, records_of
 from headrace.streams.broker.log import PartitionLog
+from headrace.streams.broker.messages import whole
 from headrace.streams.broker.node import Node, open_node
 from headrace.streams.broker.store import Change
 
@@ -199,7 +200,7 @@ class World:
             pending = sorted(self.log.aborted_between(offset, upper), key=lambda entry: entry.first_offset)
             aborting: set[int] = set()
             for data in found:
-                each = read_batch(data)
+                each = read_batch(whole(data))
                 while pending and pending[0].first_offset <= each.last_offset:
                     aborting.add(pending.pop(0).producer_id)
                 if each.control:
