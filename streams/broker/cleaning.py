@@ -14,7 +14,7 @@ from .clock import Clock
 from .errors import Refusal
 from .limits import Limits
 from .log import PartitionLog, pack_bounds, pack_span
-from .store import LARGE_BYTES, Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
+from .store import Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
 from .topics import Settings, Topic, Topics
 
 _SHORT_STEP_SECONDS = 0.002
@@ -156,7 +156,7 @@ class Cleaner:
                 data = batch.data  # a reader told of this end must reach it
             kept_size += len(data)
             # What is kept leaves the files of large batches for RocksDB, so that a file is not held for one of them.
-            moved = len(data) >= LARGE_BYTES and batch.last_offset >= log.bounds.cleaned
+            moved = batch.last_offset >= log.bounds.cleaned and log.is_apart(batch.last_offset)
             if moved or len(data) != len(batch.data):
                 freed += len(batch.data) - len(data)
                 self._stage_replacement(log, batch, data, change)

@@ -13,8 +13,6 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-# What is needed no longer goes in pieces of about this size; a batch that is larger has a file of its own.
-_FILE_BYTES = 64 * 1024 * 1024
 # A descriptor each. Readers of old records go through a few files at a time.
 _OPEN_FILES = 16
 _PLACE = struct.Struct(">IQI")
@@ -59,18 +57,20 @@ class BatchFiles:
     """
     A batch gets its place first, and is written when its change is.
 
+    file_bytes: where a file is full; a batch that is larger has one of its own
     held: what each file has of each partition, by their numbers; of files that are not among them no change was made.
     """
 
-    def __init__(self, folder: Path, held: Iterable[tuple[int, int, Held]]) -> None:
+    def __init__(self, folder: Path, file_bytes: int, held: Iterable[tuple[int, int, Held]]) -> None:
         self._folder = folder
+        self._file_bytes = file_bytes
         self._held: dict[int, dict[int, Held]] = {}
         for file, partition, entry in held:
             self._held.setdefault(file, {})[partition] = entry
         self._open: dict[int, FileIO] = {}
         # A file that was closed is never written to again: it may end with what no change was made of.
         self._current = max(self._held, default=0)
-        self._end = _FILE_BYTES
+        self._end = file_bytes
         for path in folder.glob("*.batches"):
             if int(path.stem) not in self._held:
                 _unlink(path)
@@ -88,7 +88,7 @@ class BatchFiles:
 
     def place(self, size: int) -> Place:
         """Room for a batch; if nothing is written there, it stays a hole."""
-        if self._end + size > _FILE_BYTES:
+        if self._end + size > self._file_bytes:
             self._current += 1
             self._end = 0
         self._end += size
@@ -110,7 +110,10 @@ class BatchFiles:
         """The batch, or less, where the file has less. :raises OSError:"""
         if place.file not in self._held:
             return b""
-        file = self._opened(place.file)
+        try:
+            file = self._opened(place.file)
+        except FileNotFoundError:
+            return b""
         file.seek(place.at)
         return file.read(place.size)
 
@@ -119,7 +122,7 @@ class BatchFiles:
         if found is None:
             if len(self._open) >= _OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            # The first to write to a file makes it; that one which should be there is missing is found at the start.
+            # Only what is written first may make a file: one that is missing is never made up for by an empty one.
             found = FileIO(self._path(file), "rb+" if file in self._held else "wb+")
         self._open[file] = found
         return found
@@ -137,7 +140,7 @@ class BatchFiles:
         if file in self._open:
             self._open.pop(file).close()
         if file == self._current:
-            self._end = _FILE_BYTES
+            self._end = self._file_bytes
         _unlink(self._path(file))
 
     def close(self) -> None:

@@ -52,6 +52,10 @@ class Limits:
     partitions_per_topic: int = 1_024
     # The newest batches of all partitions, kept in memory so that readers at the tail do not touch RocksDB.
     tail_cache_bytes: int = 24 * 1024 * 1024
+    # From this size on a batch goes to a file: RocksDB would write it, and sum it up, three times and more.
+    large_batch_bytes: int = 16 * 1024
+    # Such files are freed as a whole: a larger one would be held for longer by the last of its batches.
+    batch_file_bytes: int = 64 * 1024 * 1024
     # Idempotent producers not heard of for a day are forgotten, as Kafka's producer.id.expiration.ms.
     producer_expiry_ms: int = 86_400_000
     # How often deadlines of groups and transactions are looked at: half of it is the mean delay of a

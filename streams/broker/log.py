@@ -338,6 +338,11 @@ class PartitionLog:
             raise self._store.damaged(f"the batch of {self.topic} partition {self.index} that ends at {last_offset}")
         return read_batch(data)
 
+    def is_apart(self, last_offset: int) -> bool:
+        """Whether the batch is in a file beside the store."""
+        value = self._store.get(batch_key(self.number, last_offset))
+        return value is not None and is_apart(value)
+
     def aborted_between(self, offset: int, upper: int) -> list[AbortedTransaction]:
         """The aborted transactions with records at or after `offset` and below `upper`."""
         found = []

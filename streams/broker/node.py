@@ -56,7 +56,7 @@ def open_node(
     flight: Flight | None = None,
 ) -> Node:
     """:raises FolderInUse: :raises FolderUnreadable:"""
-    store = Store(folder, fsync=fsync, accept_loss=accept_loss)
+    store = Store(folder, limits, fsync=fsync, accept_loss=accept_loss)
     topics = Topics(store, limits)
     groups = GroupCoordinator(store, limits)
     transactions = TransactionCoordinator(store, topics, groups, limits)

@@ -30,14 +30,13 @@ from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict, ReadOpt
 
 from .errors import FolderInUse, FolderUnreadable, StoreFailed
 from .files import PLACE_BYTES, BatchFiles, Place, unpack_held, unpack_place
+from .limits import Limits
 
 log = logging.getLogger(__name__)
 
 FORMAT = b"headrace broker 2"
 _OLDER_FORMAT = b"headrace broker 1"
 """Without files of large batches: whoever reads only it must not take their places for batches."""
-LARGE_BYTES = 16 * 1024
-"""From this size on a batch goes to a file: RocksDB's sums over it would cost more than to write there."""
 _FORMAT_KEY = b"mformat"
 
 _MEMTABLE_BYTES = 16 * 1024 * 1024
@@ -85,8 +84,11 @@ class Store:
     :raises FolderUnreadable: when it is not a broker's folder, or is damaged.
     """
 
-    def __init__(self, folder: Path, *, fsync: bool = False, accept_loss: bool = False) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits | None = None, *, fsync: bool = False, accept_loss: bool = False
+    ) -> None:
         self.folder = folder
+        self._limits = limits or Limits()
         self.failure = ""
         """Why nothing more is written: after a failed write it is not known what the disk holds."""
         self.syncs = 0
@@ -120,7 +122,8 @@ class Store:
             raise FolderUnreadable(f"The folder {self.folder} has the format {found!r}; this broker reads {FORMAT!r}.")
 
     def _open_files(self, accept_loss: bool) -> BatchFiles:
-        files = BatchFiles(self.folder, [(*_split_file_key(key), unpack_held(held)) for key, held in self.scan(b"f")])
+        held = [(*_split_file_key(key), unpack_held(value)) for key, value in self.scan(b"f")]
+        files = BatchFiles(self.folder, self._limits.batch_file_bytes, held)
         missing = files.incomplete()
         if missing is not None and not accept_loss:
             raise FolderUnreadable(
@@ -190,7 +193,7 @@ class Store:
         """Stage a batch of a partition; gives the value that stands for it (see `whole`)."""
         size = sum(map(len, pieces))
         # A power cut may leave the write-ahead log and not the file: so with `fsync` there is one of them alone.
-        if size < LARGE_BYTES or self._fsync:
+        if size < self._limits.large_batch_bytes or self._fsync:
             value = b"".join(pieces)
         else:
             place = self._files.place(size)

@@ -61,6 +61,9 @@ class World:
             tail_cache_bytes=self.dice.choice([1_200, 100_000]),
             cleaning_step_bytes=300,
             compaction_keys=50,
+            # Between nothing and all of it goes to files, some so small that they hold one batch.
+            large_batch_bytes=self.dice.choice([50, 150, 16_384]),
+            batch_file_bytes=self.dice.choice([100, 1_000]),
         )
         settings = {"fsync": False, "auto_create": False, "default_partitions": 1}
         return open_node(self.folder, limits=limits, clock=self.clock, **settings)  # type: ignore[arg-type]

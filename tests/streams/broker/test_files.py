@@ -1,0 +1,218 @@
+"""Large batches, which are in files beside RocksDB: kept, found again, freed, and never served damaged."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headrace.streams.broker import Broker, FolderUnreadable
+from headrace.streams.broker.batches import read_batch, records_of
+from headrace.streams.broker.errors import BrokenOff, Refusal
+from headrace.streams.broker.log import StoredBatch
+from headrace.streams.broker.messages import whole
+from headrace.streams.broker.store import Change, Store
+from kio.schema.errors import ErrorCode
+
+from tests.streams.broker.clients import (
+    FETCH,
+    PRODUCE,
+    QUICK,
+    Clients,
+    ManualClock,
+    Wire,
+    batch,
+    fetch_fields,
+    only,
+    produce_fields,
+)
+
+SIZE = 100_000
+"""Bytes of a batch; two of them fill a file of these tests."""
+LIMITS = replace(QUICK, cleaning_interval_ms=3_600_000, batch_file_bytes=2 * SIZE + 1_000, tail_cache_bytes=1)
+
+
+def large(number: int, **more: Any) -> bytes:
+    return batch(b"%d " % number + bytes(SIZE), **more)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.batches"))
+
+
+async def produce(wire: Wire, data: bytes, topic: str = "t") -> Any:
+    answer = await wire.ask(PRODUCE, 9, **produce_fields(topic, data))
+    return answer.responses[0].partition_responses[0]
+
+
+async def fetch(wire: Wire, offset: int, partition_max: int = 10 * SIZE) -> Any:
+    return only(await wire.ask(FETCH, 11, **fetch_fields("t", offset, partition_max=partition_max)))
+
+
+def served(records: bytes) -> list[int]:
+    """The numbers of the batches."""
+    found = []
+    while records:
+        size = 12 + int.from_bytes(records[8:12])
+        [record] = records_of(read_batch(records[:size]))
+        found.append(int((record.value or b"").split()[0].rstrip(b"\0")))
+        records = records[size:]
+    return found
+
+
+@contextlib.asynccontextmanager
+async def broker_of(folder: Path, **settings: Any) -> AsyncIterator[tuple[Broker, Clients]]:
+    async with Broker(folder, limits=LIMITS, **settings) as broker, Clients(broker.address) as clients:
+        yield broker, clients
+
+
+async def filled(folder: Path, count: int = 5, **settings: Any) -> None:
+    async with broker_of(folder, **settings) as (_, clients):
+        await clients.topic("t", retention_ms="-1")
+        wire = await clients.wire()
+        for number in range(count):
+            assert (await produce(wire, large(number))).error_code is ErrorCode.none
+
+
+async def test_large_batches_fill_one_file_after_the_other_and_are_served_together_and_one_by_one(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path)
+    assert files(tmp_path) == ["00000001.batches", "00000002.batches", "00000003.batches"]
+    async with broker_of(tmp_path) as (_, clients):
+        wire = await clients.wire()
+        assert served((await fetch(wire, 0)).records) == [0, 1, 2, 3, 4]
+        assert served((await fetch(wire, 1, partition_max=2 * SIZE + 500)).records) == [1, 2]
+        assert served((await fetch(wire, 4)).records) == [4]
+        assert (await produce(wire, large(5))).base_offset == 5
+        assert (await produce(wire, batch(b"small"))).base_offset == 6
+        assert len((await fetch(wire, 4)).records) == 2 * len(large(5)) + len(batch(b"small"))
+    assert files(tmp_path)[3:] == ["00000004.batches"], "a file that was closed is not written to again"
+
+
+async def test_with_fsync_there_is_the_write_ahead_log_alone_and_either_reads_what_the_other_wrote(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path, fsync=True)
+    assert files(tmp_path) == []
+    for fsync, number in ((False, 5), (True, 6)):
+        async with broker_of(tmp_path, fsync=fsync) as (_, clients):
+            wire = await clients.wire()
+            await produce(wire, large(number))
+            assert served((await fetch(wire, 0)).records) == list(range(number + 1))
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damaged", [0, 3])
+async def test_what_lies_before_a_damaged_batch_is_served_and_at_it_the_reader_is_told(
+    tmp_path: Path, damaged: int
+) -> None:
+    await filled(tmp_path)
+    file = tmp_path / files(tmp_path)[damaged // 2]
+    data = bytearray(file.read_bytes())
+    data[damaged % 2 * len(large(0)) + SIZE // 2] ^= 1
+    file.write_bytes(data)
+    async with broker_of(tmp_path) as (_, clients):
+        if damaged:
+            # The answer had begun; whoever comes again is answered as far as it goes.
+            with pytest.raises(asyncio.IncompleteReadError):
+                await fetch(await clients.wire(), 0)
+            assert served((await fetch(await clients.wire(), 0)).records) == list(range(damaged))
+        wire = await clients.wire()
+        told = await fetch(wire, damaged)
+        assert (told.error_code, told.records) == (ErrorCode.corrupt_message, b"")
+        assert served((await fetch(wire, damaged + 1)).records) == list(range(damaged + 1, 5))
+
+
+@pytest.mark.parametrize("left", [None, SIZE // 2])
+async def test_a_file_that_is_missing_or_cut_off_is_told_at_the_start_and_loss_is_only_by_consent(
+    tmp_path: Path, left: int | None
+) -> None:
+    await filled(tmp_path)
+    file = tmp_path / files(tmp_path)[1]
+    file.unlink() if left is None else file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(FolderUnreadable, match=rf"{file} is missing or cut off.* --accept-loss"):
+        await Broker(tmp_path).start()
+    async with broker_of(tmp_path, accept_loss=True) as (_, clients):
+        wire = await clients.wire()
+        assert (await fetch(wire, 2)).error_code is ErrorCode.corrupt_message
+        assert served((await fetch(wire, 0, partition_max=2 * SIZE + 500)).records) == [0, 1]
+        assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_files_go_when_no_partition_needs_them(tmp_path: Path) -> None:
+    async with broker_of(tmp_path) as (broker, clients):
+        wire = await clients.wire()
+        for topic in ("t", "other"):
+            await clients.topic(topic, retention_ms="-1")
+        for number in range(4):
+            await produce(wire, large(number))
+        await produce(wire, large(4), "other")
+        await broker.clean()
+        assert len(files(tmp_path)) == 3
+        log = broker._running.topics.partition("t", 0)
+        change = Change()
+        bounds = log.stage_cut(3, change)
+        broker._running.store.commit(change)
+        log.apply_cut(bounds)
+        await broker.clean()
+        assert files(tmp_path) == ["00000002.batches", "00000003.batches"]
+        assert served((await fetch(wire, 3)).records) == [3]
+        await (await clients.admin()).delete_topics(["t"])
+        await broker.clean()
+        assert files(tmp_path) == ["00000003.batches"]
+        await (await clients.admin()).delete_topics(["other"])
+        await broker.clean()
+        assert files(tmp_path) == []
+
+
+async def test_compaction_takes_what_it_keeps_out_of_the_files(tmp_path: Path) -> None:
+    async with broker_of(tmp_path) as (broker, clients):
+        await clients.topic("t", cleanup_policy="compact", min_cleanable_dirty_ratio="0")
+        wire = await clients.wire()
+        for number in range(4):
+            await produce(wire, large(number, key=b"%d" % (number % 2) + b"k"))
+        await broker.clean()
+        assert files(tmp_path) == []
+        assert served((await fetch(wire, 0)).records) == [2, 3]
+    async with broker_of(tmp_path) as (_, clients):
+        assert served((await fetch(await clients.wire(), 0)).records) == [2, 3]
+
+
+async def test_a_batch_that_is_deleted_while_its_answer_is_sent_breaks_the_answer_off_and_is_not_waited_for(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    await filled(tmp_path)
+    async with broker_of(tmp_path) as (broker, clients):
+        log = broker._running.topics.partition("t", 0)
+        found = log.read(0, log.end, 10 * SIZE, at_least_one=True)
+        assert [type(piece) for piece in found] == [bytes] + 4 * [StoredBatch]
+        change = Change()
+        bounds = log.stage_cut(4, change)
+        broker._running.store.commit(change)
+        log.apply_cut(bounds)
+        await broker.clean()
+        assert whole(found[4])
+        with pytest.raises(BrokenOff, match="ends at 2 is gone"):
+            whole(found[2])
+        with pytest.raises(Refusal, match="not within 4 to 5"):
+            log.read(2, log.end, 10 * SIZE, at_least_one=True)
+        await produce(await clients.wire(), large(5))
+        assert [type(piece) for piece in log.read(4, log.end, 10 * SIZE, at_least_one=True)] == 2 * [bytes]
+
+
+async def test_what_was_never_committed_is_gone_at_the_next_start_and_a_folder_without_files_is_taken(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path, fsync=True)
+    store = Store(tmp_path)
+    change = Change()
+    change.put(b"mformat", b"headrace broker 1")
+    store.commit(change)
+    store.close()
+    (tmp_path / "00000001.batches").write_bytes(large(0))
+    async with broker_of(tmp_path) as (_, clients):
+        assert files(tmp_path) == []
+        assert served((await fetch(await clients.wire(), 0)).records) == [0, 1, 2, 3, 4]
