@@ -100,15 +100,16 @@ class _Cached:
 class StoredBatch:
     """A large batch that is read when its turn to be sent has come: readers then hold little memory, and wait less."""
 
-    __slots__ = ("_last_offset", "_log", "_value")
+    __slots__ = ("_last_offset", "_log", "_size", "_value")
 
     def __init__(self, log: "PartitionLog", last_offset: int, value: bytes) -> None:
         self._log = log
         self._last_offset = last_offset
         self._value = value
+        self._size = size_of(value)
 
     def __len__(self) -> int:
-        return size_of(self._value)
+        return self._size
 
     def read(self) -> bytes:
         """:raises BrokenOff: when it is damaged, or has been deleted meanwhile."""
