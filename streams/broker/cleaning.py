@@ -50,7 +50,7 @@ class Cleaner:
                 self._forget_producers(log)
                 await self._rest()
         bounds = {log.number: log.bounds for topic in self._topics for log in topic.partitions}
-        self._store.forget_files(
+        await self._store.forget_files(
             lambda number, last: number in bounds and last >= max(bounds[number].start, bounds[number].cleaned)
         )
 

@@ -8,7 +8,7 @@ entry in RocksDB, written in the change that writes the batch.
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -72,19 +72,29 @@ class BatchFiles:
         self._current = max(self._held, default=0)
         self._end = file_bytes
         for path in folder.glob("*.batches"):
-            if int(path.stem) not in self._held:
+            if path.stem.isdigit() and int(path.stem) not in self._held:
                 _unlink(path)
 
     def _path(self, file: int) -> Path:
         return self._folder / f"{file:08}.batches"
 
-    def incomplete(self) -> Path | None:
-        """A file that has less than it should."""
+    def incomplete(self) -> list[Path]:
+        """The files that are missing, or have less than they should."""
+        return [self._path(file) for file, held in self._held.items() if self._size(file) < _end(held)]
+
+    def accept_loss(self) -> Iterator[tuple[int, int, Held]]:
+        """Take what is left of them for all that they should have; what they now have, as `held`."""
         for file, held in self._held.items():
-            path = self._path(file)
-            if not path.exists() or path.stat().st_size < max(entry.end for entry in held.values()):
-                return path
-        return None
+            size = self._size(file)
+            if size < _end(held):
+                self._path(file).touch()
+                for partition, entry in held.items():
+                    held[partition] = entry._replace(end=min(entry.end, max(size, 0)))
+                    yield file, partition, held[partition]
+
+    def _size(self, file: int) -> int:
+        path = self._path(file)
+        return path.stat().st_size if path.exists() else -1
 
     def place(self, size: int) -> Place:
         """Room for a batch; if nothing is written there, it stays a hole."""
@@ -128,25 +138,34 @@ class BatchFiles:
         return found
 
     def needless(self, needed: Callable[[int, int], bool]) -> list[int]:
-        """The files of which no partition needs its last batch there; asked by its number and that batch's offset."""
-        return [
+        """
+        The files of which no partition needs its last batch there; asked by its number and that batch's offset.
+
+        Nothing more is written to them.
+        """
+        found = [
             file
             for file, held in self._held.items()
             if not any(needed(partition, entry.last_offset) for partition, entry in held.items())
         ]
+        if self._current in found:
+            self._end = self._file_bytes
+        return found
 
     def remove(self, file: int) -> None:
-        del self._held[file]
+        self._held.pop(file, None)
         if file in self._open:
             self._open.pop(file).close()
-        if file == self._current:
-            self._end = self._file_bytes
         _unlink(self._path(file))
 
     def close(self) -> None:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def _end(held: Mapping[int, Held]) -> int:
+    return max(entry.end for entry in held.values())
 
 
 def _unlink(path: Path) -> None:

@@ -125,11 +125,16 @@ class Store:
         held = [(*_split_file_key(key), unpack_held(value)) for key, value in self.scan(b"f")]
         files = BatchFiles(self.folder, self._limits.batch_file_bytes, held)
         missing = files.incomplete()
-        if missing is not None and not accept_loss:
+        if missing and not accept_loss:
             raise FolderUnreadable(
-                f"The file {missing} is missing or cut off. Put the folder back from a copy; or start the broker once "
-                f"with --accept-loss: readers are told where it should have had something."
+                f"The file {missing[0]} is missing or cut off. Put the folder back from a copy; or start the broker "
+                f"once with --accept-loss: readers are told where the file should have had something."
             )
+        if missing:
+            change = Change()
+            for file, partition, entry in files.accept_loss():
+                change.put(_file_key(file, partition), entry.pack())
+            self.commit(change)
         return files
 
     def commit(self, change: Change) -> None:
@@ -215,12 +220,17 @@ class Store:
         except OSError as error:
             raise self.damaged(error) from error
 
-    def forget_files(self, needed: Callable[[int, int], bool]) -> None:
-        """Remove files of large batches that nobody needs, asked by a partition's number and an offset."""
+    async def forget_files(self, needed: Callable[[int, int], bool]) -> None:
+        """
+        Remove files of large batches that nobody needs, asked by a partition's number and an offset.
+
+        :raises StoreFailed:
+        """
         for file in self._files.needless(needed):
             change = Change()
             change.delete_prefix(_file_key(file))
             self.commit(change)
+            await self._sync()  # a power cut that left the entry without the file would look like a loss
             self._files.remove(file)
 
     def get(self, key: bytes) -> bytes | None:
