@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import statistics
@@ -56,6 +57,18 @@ def machine() -> str:
 def collected(repeats: Sequence[dict[str, float]], units: dict[str, str]) -> list[Figure]:
     """Figures from the values of each repeat, by name."""
     return [Figure(name, unit, tuple(r[name] for r in repeats)) for name, unit in units.items()]
+
+
+async def run(module: str, *arguments: str) -> dict[str, float]:
+    """Run a job in a process of its own; what its last line tells."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{module} failed:\n{err.decode()}")
+    told: dict[str, float] = json.loads(out.decode().splitlines()[-1])
+    return told
 
 
 @contextlib.asynccontextmanager

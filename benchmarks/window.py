@@ -26,7 +26,7 @@ from headrace.streams.subscription import Subscription
 from headrace.streams.topics import Topic
 
 import headrace as hr
-from benchmarks.figures import Figure, collected, local_broker
+from benchmarks.figures import Figure, collected, local_broker, run
 
 KEYS = 1_000
 EVENTS = 300_000
@@ -105,14 +105,7 @@ async def publish(broker: Address, made: list[Row]) -> None:
 
 async def job(module: str, broker: Address, folder: str, events: int, *more: str) -> tuple[float, float]:
     """Run a job over the first so many events; events/s, and events per second of processor time."""
-    argv = [sys.executable, "-m", module, str(broker.bootstrap), folder, str(events), *more]
-    process = await asyncio.create_subprocess_exec(
-        *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{module} failed:\n{err.decode()}")
-    told = json.loads(out.decode().splitlines()[-1])
+    told = await run(module, broker.bootstrap, folder, str(events), *more)
     return told["events"] / told["seconds"], told["events"] / told["processor_seconds"]
 
 
