@@ -8,11 +8,8 @@ an order published before it has its features checked.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,8 +27,7 @@ from headrace.streams.subscription import Subscription
 from headrace.streams.task import MARK, Mark, Task
 
 from benchmarks.customers import Order, app
-from benchmarks.figures import Figure, collected, run
-from benchmarks.guarantees import BROKERS
+from benchmarks.figures import run
 from headrace import plan
 
 STATE_BYTES = 1_000_000_000

@@ -35,6 +35,12 @@ from headrace.streams.windows import (
 )
 from numpy.typing import NDArray
 
+LOADED_AT_ONCE = 10_000
+"""Rows of state that are turned into columns together: as Python's objects they take several times the room."""
+
+_NO_PREFIX = b"\xff"
+"""No row begins so: names are text."""
+
 
 class Declared(Protocol):
     """A Features class."""
@@ -183,17 +189,26 @@ class Plan:
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Hands rows of state to their tables; rows of tables that are no longer declared are left alone."""
-        by_table: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in self.tables}
-        for key, value in rows:
-            name = key[: key.find(b"\x00")].decode()
-            for table in (name, name.rpartition("/")[0]):
-                if table in by_table:
-                    by_table[table].append((key, value))
-                    break
-        for name, theirs in by_table.items():
-            self.tables[name].load(theirs)
+        run: list[tuple[bytes, bytes]] = []
+        prefix = _NO_PREFIX
+        for row in rows:
+            if not row[0].startswith(prefix) or len(run) == LOADED_AT_ONCE:
+                self._load(prefix, run)
+                run, prefix = [], row[0].partition(b"\x00")[0] + b"\x00"
+            run.append(row)
+        self._load(prefix, run)
+        for name, table in self.tables.items():
+            table.loaded()
             if name in self.sessions:
-                self.sessions[name].restore(self.tables[name])
+                self.sessions[name].restore(table)
+
+    def _load(self, prefix: bytes, run: list[tuple[bytes, bytes]]) -> None:
+        """Rows that begin alike: those of a table, or of a kind of their own that it names behind a slash."""
+        if run:
+            name = prefix[:-1].decode()
+            table = self.tables.get(name) or self.tables.get(name.rpartition("/")[0])
+            if table is not None:
+                table.load(run)
 
 
 def _check_results(declared: Declaration) -> None:

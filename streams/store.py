@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from headrace.streams.batch import Change
 from headrace.streams.errors import StateError
-from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
+from rocksdict import AccessType, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch
 
 WRITE_BUFFER_BYTES = 16 << 20
 """Per task; a worker holds many tasks, and RocksDB keeps two of these each."""
@@ -97,11 +97,12 @@ class RocksStore:
         return value if value is None else bytes(value)
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in self._db.items(from_key=prefix):
-            assert isinstance(key, bytes)
-            if not key.startswith(prefix):
-                return
-            yield key[len(prefix) :], bytes(value)
+        bounded = ReadOptions()
+        bounded.set_iterate_upper_bound(prefix[:-1] + bytes([prefix[-1] + 1]))
+        cut = len(prefix)
+        found: Any = self._db.items(from_key=prefix, read_opt=bounded)  # in raw mode, all are bytes
+        for key, value in found:
+            yield key[cut:], value
 
     def write(self, changes: Iterable[Change]) -> None:
         batch = WriteBatch(raw_mode=True)

@@ -292,6 +292,8 @@ class Table:
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
         self.texts = {content: Index(told=True) for content in self._text_prefix}
+        self._loaded_texts: dict[str, dict[int, object]] = {content: {} for content in self._text_prefix}
+        self._loaded_entries: list[Ints] = []
         self._swept = 0
         cells = np.zeros((64, self.cells_wide), np.int64)
         owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
@@ -521,35 +523,69 @@ class Table:
             index = self.values[self.accumulators[i].values]
             index.release(index.unused(kept[kept[:, 2] == i, 3]))
 
-    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Takes rows of this table as `changes` gave them, into an empty table.
+    def load(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Takes rows of this table as `changes` gave them, of one kind (alike up to the zero byte), into a table that
+        has taken no events; again and again, and then `loaded`.
 
         Raises StateError where a row is none of this table's.
         """
-        panes: list[bytes] = []
-        slots: list[int] = []
-        entries: list[tuple[int, ...]] = []
-        texts: list[tuple[bytes, bytes]] = []
-        by_prefix = {prefix: i for i, prefix in self._entry_prefix.items()}
-        wide = len(self._header) + 8 * (1 + self.cells_wide)
-        for key, value in rows:
-            cut = key.index(b"\x00") + 1
-            if key[:cut] == self._prefix:
-                slots.append(self.entities.number(decoded(key[cut:-8])))
-                plain = len(value) == wide and value.startswith(self._header)
-                panes.append(value[len(self._header) :] if plain else self._converted(value))
-            elif key[:cut] in self._text_prefix.values():
-                texts.append((key, value))
-            elif key[:cut] in by_prefix:
-                entries.append(self._read_entry(by_prefix[key[:cut]], key[cut:], value))
-        self._load_texts(texts)
-        self._load_panes(slots, np.frombuffer(b"".join(panes), np.int64).reshape(-1, 1 + self.cells_wide))
+        prefix = rows[0][0][: rows[0][0].index(b"\x00") + 1]
+        if prefix == self._prefix:
+            self._load_panes(rows)
+        for content, mine in self._text_prefix.items():
+            if prefix == mine:
+                self._loaded_texts[content].update((_NUMBER.unpack(k[-8:])[0], decoded(v)) for k, v in rows)
+        for acc, mine in self._entry_prefix.items():
+            if prefix == mine:
+                entries = [self._read_entry(acc, key[len(prefix) :], value) for key, value in rows]
+                self._loaded_entries.append(np.array(entries, np.int64))
+
+    def loaded(self) -> None:
+        """Ends the loading: puts what was taken in order."""
+        for content, texts in self._loaded_texts.items():
+            self.texts[content].restore(texts)
         self._reserve(0)
+        self._link_panes()
+        entries = np.concatenate([np.zeros((0, 6), np.int64), *self._loaded_entries])
+        self._loaded_entries, self._loaded_texts = [], {content: {} for content in self._text_prefix}
         self._reserve_entries(len(entries))
-        self._state.entries[: len(entries)] = np.array(entries, np.int64).reshape(-1, 6)
+        self._state.entries[: len(entries)] = entries
         self._state.counters[kernels.ENTRIES] = self._swept = len(entries)
         self._state.buckets[:] = 0
         kernels.reindex(self._plan, self._state)
+
+    def _load_panes(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        begin, header, number = len(self._prefix), self._header, self.entities.number
+        slots, values, last, slot = [], [], None, 0
+        wide = len(header) + 8 * (1 + self.cells_wide)
+        for key, value in rows:
+            entity = key[begin:-8]
+            if entity != last:  # an entity's panes follow one another
+                last, slot = entity, number(decoded(entity))
+            slots.append(slot)
+            plain = len(value) == wide and value.startswith(header)
+            values.append(value if plain else header + self._converted(value))
+        self._reserve(len(rows))
+        state, used = self._state, self._rows_used
+        here = slice(used, used + len(rows))
+        bare = np.frombuffer(b"".join(values), np.uint8).reshape(-1, wide)[:, len(header) :]
+        numbers = np.ascontiguousarray(bare).view(np.int64)
+        state.owner[here], state.pane[here], state.cells[here] = slots, numbers[:, 0], numbers[:, 1:]
+        state.counters[kernels.USED] += len(rows)
+
+    def _link_panes(self) -> None:
+        """Links each entity's panes by their numbers."""
+        state, count = self._state, self._rows_used
+        owner, pane = state.owner[:count], state.pane[:count]
+        later = owner[1:] > owner[:-1]
+        if not (later | (owner[1:] == owner[:-1]) & (pane[1:] > pane[:-1])).all():
+            order = np.lexsort((pane, owner))
+            for column in (owner, pane, state.cells[:count]):
+                column[:] = column[order]
+        new = owner[1:] != owner[:-1]
+        begins, ends = np.append(True, new)[:count], np.append(new, True)[:count]
+        state.prev[:count] = np.where(begins, -1, np.arange(count) - 1)
+        state.head[owner[ends]] = np.flatnonzero(ends)
 
     def _converted(self, value: bytes) -> bytes:
         """A row of other accumulators: what is known is kept, what is new begins empty."""
@@ -567,24 +603,6 @@ class Table:
                 f"a row of table {self.name} cannot be read ({error}): rebuild the state from the log"
             ) from error
         return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
-
-    def _load_texts(self, rows: list[tuple[bytes, bytes]]) -> None:
-        """Takes the texts under their numbers, which the cells of panes hold."""
-        for content, prefix in self._text_prefix.items():
-            mine = {_NUMBER.unpack(k[-8:])[0]: decoded(v) for k, v in rows if k.startswith(prefix)}
-            self.texts[content].restore(mine)
-
-    def _load_panes(self, slots: list[int], rows: Ints) -> None:
-        self._reserve(len(slots))
-        state, count = self._state, len(slots)
-        order = np.lexsort((rows[:, 0], np.array(slots, np.int64)))
-        owner = np.array(slots, np.int64)[order]
-        state.owner[:count], state.pane[:count], state.cells[:count] = owner, rows[order, 0], rows[order, 1:]
-        begins = np.append(True, owner[1:] != owner[:-1])[:count]
-        ends = np.append(owner[1:] != owner[:-1], True)[:count]
-        state.prev[:count] = np.where(begins, -1, np.arange(count) - 1)
-        state.head[owner[ends]] = np.flatnonzero(ends)
-        state.counters[kernels.USED] = count
 
     def _read_entry(self, acc: int, key: bytes, value: bytes) -> tuple[int, ...]:
         (length,) = _LENGTH.unpack(key[-4:])
