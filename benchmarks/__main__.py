@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import guarantees, latency, returns, window
+from benchmarks import gaps, guarantees, latency, recovery, returns, window
 from benchmarks.figures import Figure, machine
 
 MEASURES: dict[str, Callable[[int], list[Figure]]] = {
@@ -20,6 +20,8 @@ MEASURES: dict[str, Callable[[int], list[Figure]]] = {
     "latency": latency.measure,
     "returns": returns.measure,
     "guarantees": guarantees.measure,
+    "recovery": recovery.measure,
+    "gaps": gaps.measure,
 }
 
 

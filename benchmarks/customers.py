@@ -4,9 +4,12 @@ PARTITIONS and STANDBY of the environment are the app's.
 """
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 
 import headrace as hr
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+"""The time of the first order."""
 
 
 class Order(hr.Event, topic="orders", key="customer", time="at"):

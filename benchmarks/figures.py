@@ -9,7 +9,8 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,7 @@ async def apache_kafka(folder: Path) -> AsyncIterator[Address]:
         yield cluster.address
     finally:
         cluster.close()
+
+
+Broker = Callable[[Path], AbstractAsyncContextManager[Address]]
+BROKERS: dict[str, Broker] = {"local broker": local_broker, "Kafka": apache_kafka}

@@ -10,19 +10,17 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 
-from benchmarks.figures import Figure, apache_kafka, collected, local_broker
+from benchmarks.figures import BROKERS, Broker, Figure, collected
 from benchmarks.latency import RATE, WARM, measured
 from benchmarks.window import OURS, app, job, publish, rows
 
-Broker = Callable[[Path], AbstractAsyncContextManager[Address]]
-BROKERS: dict[str, Broker] = {"local broker": local_broker, "Kafka": apache_kafka}
 PROGRAMS = {"exactly once": "benchmarks.window", "at least once": "benchmarks.at_least_once"}
 EVENTS = 200_000
 SECONDS = 15.0

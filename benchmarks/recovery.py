@@ -1,17 +1,18 @@
-"""How long a task stands still: its state restored, its worker killed, stopped, or joined by another.
+"""A task comes back with 1 GB of state: its disk empty, its disk at hand, and from a standby copy.
 
-A state of 1 GB (customers) is made by the operators themselves and committed to the changelog by the engine's own
-writer; no events are published for it, which would take far longer and leave the same changelog. A task then starts
-with its disk empty, again with its disk at hand, and takes over from a standby. Each start must go on from that state:
-an order published before it has its features checked.
+The state (customers) is made by the operators themselves and committed to the changelog by the engine's own writer; no
+events are published for it, which would take far longer and leave the same changelog. Each start must go on from that
+state: an order published before it has its features checked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from headrace.streams.store import MemoryStore
 from headrace.streams.subscription import Subscription
 from headrace.streams.task import MARK, Mark, Task
 
-from benchmarks.customers import Order, app
-from benchmarks.figures import run
+from benchmarks.customers import BEGAN, Order, app
+from benchmarks.figures import BROKERS, Figure, collected, run
 from headrace import plan
 
 STATE_BYTES = 1_000_000_000
@@ -36,7 +37,21 @@ DAYS = 8
 """Rows of a customer: one for each day."""
 AT_ONCE = 10_000
 """Orders of a batch, and rows of a transaction."""
-BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+PARTS = {
+    "its disk empty": "s",
+    "its disk empty, state": "MB/s",
+    "its disk empty, rows": "rows/s",
+    "its disk at hand": "s",
+    "a standby copies": "s",
+    "a standby takes over": "s",
+    "memory before": "MB",
+    "memory at most, a standby": "MB",
+    "memory at most, its disk empty": "MB",
+    "memory at most, its disk at hand": "MB",
+}
+"""Memory is of the whole process. A standby holds no state in it, a task that runs all of its own, as columns."""
+UNITS = {f"{broker}, {part}": unit for broker in BROKERS for part, unit in PARTS.items()}
 
 
 @dataclass(frozen=True)
@@ -105,31 +120,33 @@ def _name(customer: int) -> str:
     return f"customer-{customer:07}"
 
 
-async def restore(address: Address, folder: Path, least: int, repeats: int) -> list[dict[str, float]]:
-    """What each repeat took, and held."""
-    state = await make_state(address, least)
-    found = []
-    async with Orders(address) as orders:
-        for turn in range(repeats):
-            cold = await orders.restored(folder / f"{turn}")
-            warm = await orders.restored(folder / f"{turn}")
-            over = await orders.restored(folder / f"{turn}-standby", "standby")
-            shutil.rmtree(folder)
-            found.append(
-                {
-                    "disk empty": cold["seconds"],
-                    "disk empty, bytes of state": state.bytes / 1e6 / cold["seconds"],
-                    "disk empty, rows of state": state.rows / cold["seconds"],
-                    "disk empty, peak memory": cold["peak"],
-                    "disk at hand": warm["seconds"],
-                    "disk at hand, peak memory": warm["peak"],
-                    "standby follows": over["followed"],
-                    "standby follows, peak memory": over["following"],
-                    "standby takes over": over["seconds"],
-                    "before any, memory": cold["before"],
-                }
-            )
-    return found
+def measure(repeats: int, least: int = STATE_BYTES) -> list[Figure]:
+    """The state is made once for each broker; each repeat has folders of its own."""
+    return collected(asyncio.run(_repeats(repeats, least)), UNITS)
+
+
+async def _repeats(repeats: int, least: int) -> list[dict[str, float]]:
+    found: list[list[float]] = [[] for _ in range(repeats)]
+    for broker in BROKERS.values():
+        with tempfile.TemporaryDirectory() as folder:
+            async with broker(Path(folder) / "log") as address:
+                state = await make_state(address, least)
+                async with Orders(address) as orders:
+                    for values in found:
+                        values += await _once(orders, state, Path(folder) / "state")
+    return [dict(zip(UNITS, values, strict=True)) for values in found]
+
+
+async def _once(orders: Orders, state: State, folder: Path) -> list[float]:
+    """The values of PARTS."""
+    empty = await orders.restored(folder / "own")
+    at_hand = await orders.restored(folder / "own")
+    copy = await orders.restored(folder / "copy", "standby")
+    shutil.rmtree(folder)
+    seconds = empty["seconds"]
+    rates = [state.bytes / 1e6 / seconds, state.rows / seconds]
+    memory = [empty["before"], copy["following"], empty["peak"], at_hand["peak"]]
+    return [seconds, *rates, at_hand["seconds"], copy["followed"], copy["seconds"], *memory]
 
 
 class Orders:

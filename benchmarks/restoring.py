@@ -21,6 +21,7 @@ from benchmarks.customers import app
 from headrace import plan
 from headrace.worker import SystemClock
 
+
 async def main(broker: str, folder: str, standby: str = "") -> None:
     log, clock, told = KafkaLog(parse_address(broker)), SystemClock(), {"before": memory()}
     [stage] = plan.stages(app)

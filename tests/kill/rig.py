@@ -92,15 +92,21 @@ class Workers:
     """Processes of `headrace worker`, all on one data folder.
 
     module: the command; another one stands for a broken engine
+    told:   what their environment has beside this one's
     """
 
     def __init__(
-        self, job: Job, broker: str, data: Path, module: str = "headrace.command", told: Mapping[str, str] | None = None
+        self,
+        program: Path,
+        broker: str,
+        data: Path,
+        module: str = "headrace.command",
+        told: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data
         self.all: list[Worker] = []
         self.gone: list[str] = []
-        self._job = job
+        self._program = program
         self._broker = broker
         self._module = module
         self._numbers = itertools.count()
@@ -120,7 +126,7 @@ class Workers:
     def add(self) -> Worker:
         number = next(self._numbers)
         log = self.data / f"worker-{number}.log"
-        command = [sys.executable, "-m", self._module, "worker", str(self._job.program), "--broker", self._broker]
+        command = [sys.executable, "-m", self._module, "worker", str(self._program), "--broker", self._broker]
         command += ["--data", str(self.data), "--metrics-port", str(free_port())]
         with log.open("wb") as out:
             process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=out, stderr=out)

@@ -35,7 +35,7 @@ def survive(job: rig.Job, cluster: Cluster, folder: Path, deaths: list[tuple[str
     print(f"SEED={SEED}")
     chance = random.Random(f"{SEED} {job.name} {len(cluster.nodes)}")
     rig.create_topics(job, cluster.address, len(cluster.nodes))
-    with rig.Workers(job, str(cluster.address), folder / "data") as workers:
+    with rig.Workers(job.program, str(cluster.address), folder / "data") as workers:
         at_work = rig.Rig(job, cluster.address, workers, chance)
         for _ in range(rig.WORKERS):
             workers.add()

@@ -30,12 +30,15 @@ def die_at_each_step(job: rig.Job, broker: Address, folder: Path) -> None:
     print(f"SEED={SEED}")
     chance = random.Random(f"{SEED} {job.name}")
     rig.create_topics(job, broker)
-    with rig.Workers(job, str(broker), folder / "data") as workers, Feed(broker, job.events(SEED), job.rate) as feed:
+    with (
+        rig.Workers(job.program, str(broker), folder / "data") as workers,
+        Feed(broker, job.events(SEED), job.rate) as feed,
+    ):
         at_work = rig.Rig(job, broker, workers, chance)
         for step in chance.sample(STEPS, len(STEPS)):
             commits = chance.randrange(1, 12)
             planned = {"CRASH_AFTER_STEP": str(step), "CRASH_AFTER_COMMITS": str(commits)}
-            with rig.Workers(job, str(broker), folder / "data", "tests.kill.crashing", planned) as doomed:
+            with rig.Workers(job.program, str(broker), folder / "data", "tests.kill.crashing", planned) as doomed:
                 worker = doomed.add()
                 status = worker.process.wait(DIES_WITHIN)
                 assert status == STATUS, f"ended with {status} instead of dying after step {step}:\n{worker.told()}"

@@ -42,7 +42,7 @@ def test_workers_that_die_in_any_way_lose_and_double_nothing(
 
     print(f"SEED={SEED} KILLS={KILLS}")
     rig.create_topics(job, kafka_alone)
-    with rig.Workers(job, str(kafka_alone), tmp_path / "data") as workers:
+    with rig.Workers(job.program, str(kafka_alone), tmp_path / "data") as workers:
         at_work = rig.Rig(job, kafka_alone, workers, random.Random(f"{SEED} {job.name}"), say=say)
         for _ in range(rig.WORKERS):
             workers.add()
@@ -68,7 +68,7 @@ def test_the_check_finds_what_workers_without_transactions_do_twice_and_lose(
     print(f"SEED={SEED}")
     job = rig.window(100.0)
     rig.create_topics(job, kafka_alone)
-    with rig.Workers(job, str(kafka_alone), tmp_path / "data", "tests.kill.careless") as workers:
+    with rig.Workers(job.program, str(kafka_alone), tmp_path / "data", "tests.kill.careless") as workers:
         at_work = rig.Rig(job, kafka_alone, workers, random.Random(f"{SEED} careless"))
         for _ in range(rig.WORKERS):
             workers.add()
