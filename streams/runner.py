@@ -22,6 +22,9 @@ MAX_BATCH_ROWS = 2_000
 FETCH_ROWS = 2_000
 """Rows asked of each input at once."""
 
+REPLAY_ROWS = 10_000
+"""Changelog rows asked for at once: as many as the log sends in one answer, mostly."""
+
 SETTLE_EVERY = 1.0
 """Seconds between transactions of a task that publishes ahead of them; a crash publishes again what lies between."""
 
@@ -117,12 +120,13 @@ async def replay(
         task.current(began)
     position = first
     progress.restored, progress.to_restore = 0, max(0, end - first)
+    task.expect(end - first)
     in_vain = 0
     while position < end and not stopping():
         reader = await log.reader({partition: position})
         try:
             while position < end and not stopping():
-                got = await reader.fetch([partition], FETCH_ROWS, POLL)
+                got = await reader.fetch([partition], REPLAY_ROWS, POLL)
                 # A commit's mark is never compacted away: where only barriers came, nothing was missed.
                 missed = any(key != BARRIER for fetched in got for key in fetched.keys)
                 # Asked of each fetch: a machine may be put to sleep in the middle of this, too.
@@ -147,6 +151,7 @@ async def replay(
         finally:
             await reader.close()
     if position >= end:
+        task.expect(0)
         task.current(began)
 
 

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 
 from headrace.streams.batch import Change
 from headrace.streams.errors import StateError
-from rocksdict import AccessType, DBCompressionType, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch
 
 WRITE_BUFFER_BYTES = 16 << 20
 """Per task; a worker holds many tasks, and RocksDB keeps two of these each."""
+
+FILES_BESIDE = 1 << 30
+"""Files of newly written rows beside those that are in order, before RocksDB makes writes wait. They never wait: it
+would hold the whole process, and with it the worker's heartbeats."""
 
 _LAST = b"\xff"
 """After every key: keys begin with an operator's name, or with a zero byte."""
@@ -31,6 +35,10 @@ class Store(Protocol):
 
     def empty(self) -> None:
         """Remove every row, all or none."""
+
+    def ordering(self, on: bool) -> None:
+        """Whether what is written is put in order in the background. While a large state is read in, most of that work
+        would be for nothing: what comes next disorders it."""
 
     def close(self) -> None: ...
 
@@ -59,6 +67,9 @@ class MemoryStore:
     def empty(self) -> None:
         self._rows.clear()
 
+    def ordering(self, on: bool) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -75,8 +86,11 @@ class RocksStore:
         options.set_write_buffer_size(WRITE_BUFFER_BYTES)
         options.set_max_write_buffer_number(2)
         options.set_keep_log_file_num(2)
+        options.set_level_zero_slowdown_writes_trigger(FILES_BESIDE)
+        options.set_level_zero_stop_writes_trigger(FILES_BESIDE)
         options.set_compression_type(DBCompressionType.lz4())
         self._path = path
+        self._ordering = True
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(path), options, access_type=AccessType.read_write())
@@ -97,11 +111,11 @@ class RocksStore:
         return value if value is None else bytes(value)
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        bounded = ReadOptions()
-        bounded.set_iterate_upper_bound(prefix[:-1] + bytes([prefix[-1] + 1]))
         cut = len(prefix)
-        found: Any = self._db.items(from_key=prefix, read_opt=bounded)  # in raw mode, all are bytes
+        found: Any = self._db.items(from_key=prefix)  # in raw mode, all are bytes
         for key, value in found:
+            if not key.startswith(prefix):
+                return
             yield key[cut:], value
 
     def write(self, changes: Iterable[Change]) -> None:
@@ -121,6 +135,11 @@ class RocksStore:
 
     def empty(self) -> None:
         self._db.delete_range(b"", _LAST)
+
+    def ordering(self, on: bool) -> None:
+        if on != self._ordering:
+            self._db.set_options({"disable_auto_compactions": str(not on).lower()})
+            self._ordering = on
 
     def close(self) -> None:
         # What a full disk does not take now is in the changelog.

@@ -37,6 +37,9 @@ RESETTING = "being reset"
 """Stands for the program in the mark of a task whose reset has begun: until it ends, no start goes on from halves."""
 _POSITION = b"\x00position"
 
+MANY_ROWS = 100_000
+"""Changelog records for which it pays to leave the store out of order until they are in: a few seconds' work."""
+
 
 class Mark(msgspec.Struct, frozen=True):
     """Where a commit stands: written to the changelog in the same transaction as the rows it explains.
@@ -139,8 +142,13 @@ class Task:
 
         at: as `written`
         """
-        changes: list[Change] = [(key or b"", value) for key, value in zip(fetched.keys, fetched.values, strict=True)]
-        self._store.write([*changes, (_POSITION, b"%d %d" % (fetched.next_offset, at))])
+        # The newest of each key, and in their order: the store takes them in half the time.
+        newest = dict(zip([key or b"" for key in fetched.keys], fetched.values, strict=True))
+        self._store.write([*sorted(newest.items()), (_POSITION, b"%d %d" % (fetched.next_offset, at))])
+
+    def expect(self, rows: int) -> None:
+        """Note that about so many changelog records are still to be replayed."""
+        self._store.ordering(rows < MANY_ROWS)
 
     def resume(self) -> None:
         """Throw hot state away and load what is committed. Call it once the changelog is replayed.

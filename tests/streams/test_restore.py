@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from headrace.streams.batch import Record
 from headrace.streams.log import Partition
 from headrace.streams.runner import STALE_AFTER, Progress, Runner, replay
@@ -181,6 +184,33 @@ def test_a_fenced_task_asks_whose_it_is_before_it_starts_again() -> None:
     assert runner.progress.fenced == 2
     assert answers == [], "the first time it went on, the second time it ended quietly"
     assert rows(store) == {b"anna": b"1"}
+
+
+def test_a_large_state_comes_back_whole_also_where_its_restore_is_stopped_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.streams.task.MANY_ROWS", 20)
+    monkeypatch.setattr("headrace.streams.runner.REPLAY_ROWS", 7)
+    ground, chance, expected = Ground(), random.Random(1), dict[bytes, bytes]()
+    for n in range(300):
+        who, value = b"%d" % chance.randrange(25), chance.choice([b"%d" % n, None])
+        ground.log.append(CHANGELOG, Record(*CHANGELOG[:1], b"totals\x00" + who, value), "committed")
+        expected.pop(who, None)
+        if value is not None:
+            expected[who] = value
+    positions, orderings = [0], set()
+    while positions[-1] < 300:
+        store = RocksStore(tmp_path / "state")
+        stopping = iter([False] * 3 + [True] * 9).__next__
+        ground.play(replay(totals.task(store), ground.log, Progress(), lambda: ground.now, stopping))
+        positions.append(totals.task(store).position)
+        orderings.add(store._ordering)
+        rows_now = dict(store.rows(b"totals\x00"))
+        store.close()
+    assert len(positions) > 10, "it was stopped in the middle"
+    assert positions == sorted(set(positions)), "each start goes on where the last one stopped"
+    assert rows_now == expected
+    assert orderings == {False, True}, "out of order while much was to come, in order at the end"
 
 
 def test_an_emptied_store_has_nothing_left(tmp_path_factory: Any) -> None:
