@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from tests.kill.rig import Worker, Workers
 PARTITIONS = 8
 WORKERS = 3
 CUSTOMERS = 400
-CALM = 3.0
+CALM = 2.0
 """Seconds for which outputs must have kept up before what was done to the workers is over: a worker that is dead and
 not yet missed is felt within one."""
 BEHIND = 0.3
@@ -39,28 +39,30 @@ BEHIND = 0.3
 WITHIN = 90.0
 """Seconds for outputs to keep up again."""
 COPIES = {"": 0, ", with standbys": 1}
-UNITS = {
-    f"{broker}{copies}, {event}, {which}": "s"
-    for broker in BROKERS
-    for copies in COPIES
-    for event in ("nothing happens", "a worker joins", "a worker is stopped", "a worker is killed")
-    for which in ("longest", "median")
-}
+EVENTS = ("nothing happens", "a worker joins", "a worker is stopped", "a worker is killed")
 
 
-def measure(repeats: int) -> list[Figure]:
+def measure(repeats: int, brokers: Mapping[str, Broker] = BROKERS, copies: Mapping[str, int] = COPIES) -> list[Figure]:
     """The workers of each way stay for all repeats."""
-    return collected(asyncio.run(_repeats(repeats)), UNITS)
+    units = {
+        f"{broker}{standby}, {event}, {which}": "s"
+        for broker in brokers
+        for standby in copies
+        for event in EVENTS
+        for which in ("longest", "median")
+    }
+    values = asyncio.run(_repeats(repeats, brokers, copies))
+    return collected([dict(zip(units, some, strict=True)) for some in values], units)
 
 
-async def _repeats(repeats: int) -> list[dict[str, float]]:
+async def _repeats(repeats: int, brokers: Mapping[str, Broker], copies: Mapping[str, int]) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in range(repeats)]
-    for broker in BROKERS.values():
-        for copies in COPIES.values():
-            async with _scene(broker, copies) as scene:
+    for broker in brokers.values():
+        for standby in copies.values():
+            async with _scene(broker, standby) as scene:
                 for values in found:
                     values += await scene.once()
-    return [dict(zip(UNITS, values, strict=True)) for values in found]
+    return found
 
 
 @asynccontextmanager
@@ -106,7 +108,7 @@ class Scene:
             await self._log.close()
 
     async def once(self) -> list[float]:
-        """The gaps of each event, the longest and the median of the partitions."""
+        """The gaps of EVENTS, each the longest and the median of the partitions."""
         nothing = await self._gap(lambda: None)
         joins = await self._gap(self._workers.add)
         stopped = await self._gap(lambda: self._workers.stop(self._oldest()))

@@ -1,12 +1,14 @@
-"""The benchmarks run, and both versions of the window job say the same."""
+"""The benchmarks run, and what they compare says the same."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from headrace.streams.membership import SESSION
 
-from benchmarks import window
+from benchmarks import gaps, recovery, window
+from benchmarks.figures import local_broker
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -16,3 +18,19 @@ def test_the_window_job_and_fausts_agree_on_every_event() -> None:
     with ThreadPoolExecutor(1) as thread:
         figures = {figure.name: figure.median for figure in thread.submit(window.measure, 1, 6_000).result()}
     assert all(value > 0 for value in figures.values())
+
+
+def test_a_task_goes_on_from_its_whole_state_however_it_comes_back() -> None:
+    # That it does is checked in it, on both brokers.
+    with ThreadPoolExecutor(1) as thread:
+        figures = {figure.name: figure.median for figure in thread.submit(recovery.measure, 1, 3_000_000).result()}
+    assert list(figures) == list(recovery.UNITS)
+    assert all(value > 0 for value in figures.values())
+
+
+def test_only_the_partitions_of_a_worker_that_is_killed_stand_still() -> None:
+    few = {"local broker": local_broker}, {"": 0}
+    with ThreadPoolExecutor(1) as thread:
+        figures = {figure.name: figure.median for figure in thread.submit(gaps.measure, 1, *few).result()}
+    killed = "local broker, a worker is killed"
+    assert figures[f"{killed}, longest"] > SESSION / 2 > figures[f"{killed}, median"]

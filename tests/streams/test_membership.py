@@ -11,14 +11,11 @@ from collections.abc import AsyncIterator
 import pytest
 from headrace.streams.address import Address
 from headrace.streams.broker import Broker
-from headrace.streams.membership import Assignment, Membership
+from headrace.streams.membership import SESSION, Assignment, Membership
 from headrace.streams.sharing import Claim
 
 from tests.scene import fresh
 from tests.shop import ORDERS
-
-SHORT = 6.0
-"""Seconds of a session: the least that brokers allow."""
 
 _numbers = itertools.count(1)
 
@@ -27,7 +24,7 @@ _numbers = itertools.count(1)
 async def member(
     broker: Address, group: str, topic: str, *, earlier: str = "", claim: Claim | None = None
 ) -> AsyncIterator[Membership]:
-    made = Membership(broker, group, [topic], earlier=earlier, session=SHORT)
+    made = Membership(broker, group, [topic], earlier=earlier)
     made.claim = claim or made.claim
     await made.start()
     try:
@@ -61,7 +58,7 @@ async def test_a_lone_worker_has_every_task_at_once_and_leads(broker: Address, g
         assignment = await one.next(-1)
         assert {p.number for p in assignment.running} == {0, 1, 2, 3}
         assert assignment.leader
-        assert time.monotonic() - began < SHORT / 2, "it does not wait for others"
+        assert time.monotonic() - began < SESSION / 2, "it does not wait for others"
 
 
 async def test_one_that_leaves_is_followed_at_once(broker: Address, group: str, topic: str) -> None:
@@ -72,7 +69,7 @@ async def test_one_that_leaves_is_followed_at_once(broker: Address, group: str, 
             assert theirs.running | mine.running == first.running
             left = time.monotonic()
         assert (await holds(one, 4)).running == first.running
-        assert time.monotonic() - left < SHORT / 2
+        assert time.monotonic() - left < SESSION / 2
 
 
 async def test_one_whose_thread_falls_silent_is_taken_for_dead_and_comes_back(
@@ -82,7 +79,7 @@ async def test_one_whose_thread_falls_silent_is_taken_for_dead_and_comes_back(
         await holds(one, 2)
         await holds(zombie, 2)
         assert zombie._there is not None
-        zombie._there.call_soon_threadsafe(time.sleep, SHORT + 2)  # as a stopped process
+        zombie._there.call_soon_threadsafe(time.sleep, SESSION + 2)  # as a stopped process
         alone = await holds(one, 4)
         # What it believes is out of date; once the group has answered, it knows.
         assert zombie.assignment is not None
@@ -97,11 +94,11 @@ async def test_the_next_process_of_a_dead_worker_buries_it(broker: Address, grou
     async with member(broker, group, topic) as dead:
         name = (await dead.next(-1)).member
         assert dead._there is not None
-        dead._there.call_soon_threadsafe(time.sleep, SHORT / 2)
+        dead._there.call_soon_threadsafe(time.sleep, SESSION / 2)
         began = time.monotonic()
         async with member(broker, group, topic, earlier=name) as heir:
             assert len((await heir.next(-1)).running) == 4
-            assert time.monotonic() - began < SHORT / 2, "it does not wait for the end of the session"
+            assert time.monotonic() - began < SESSION / 2, "it does not wait for the end of the session"
 
 
 async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFactory, group: str) -> None:
@@ -109,7 +106,7 @@ async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFac
     async with Broker(folder) as first:
         address = Address("127.0.0.1", int(first.address.rpartition(":")[2]))
         topic = (await asyncio.to_thread(fresh, address, ORDERS, 4)).name
-        one = Membership(address, group, [topic], session=SHORT)
+        one = Membership(address, group, [topic])
         await one.start()
         assert len((await one.next(-1)).running) == 4
     asking = asyncio.create_task(one.confirm())
