@@ -90,6 +90,7 @@ class Scene:
         self._log = KafkaLog(address)
         self._publisher = Publisher(address)
         self._workers = workers
+        self._sending: set[asyncio.Task[object]] = set()
         self._ahead = 0
         self._last = np.full(PARTITIONS, time.perf_counter())
         self._gaps = np.zeros(PARTITIONS)
@@ -103,7 +104,7 @@ class Scene:
         finally:
             for part in running:
                 part.cancel()
-            await asyncio.wait(running)
+            await asyncio.wait([*running, *self._sending])
             await self._publisher.close()
             await self._log.close()
 
@@ -139,14 +140,14 @@ class Scene:
 
     async def _publish(self) -> None:
         orders, each = _orders(), round(RATE * TICK)
-        began, tick, sending = time.perf_counter(), 0, set()
+        began, tick = time.perf_counter(), 0
         while True:
             await asyncio.sleep(max(0.0, began + tick * TICK - time.perf_counter()))
             first = tick * each % CUSTOMERS
             self._ahead += each
             one = asyncio.create_task(self._publisher.send("orders", orders[first : first + each]))
-            sending.add(one)
-            one.add_done_callback(sending.discard)
+            self._sending.add(one)
+            one.add_done_callback(self._sending.discard)
             tick += 1
 
     async def _read(self) -> None:
