@@ -45,7 +45,7 @@ EVENTS = ("nothing happens", "a worker joins", "a worker is stopped", "a worker 
 def measure(repeats: int, brokers: Mapping[str, Broker] = BROKERS, copies: Mapping[str, int] = COPIES) -> list[Figure]:
     """The workers of each way stay for all repeats."""
     units = {
-        f"{broker}{standby}, {event}, {which}": "s"
+        f"{broker}{standby}, {event}, {which}": "ms"
         for broker in brokers
         for standby in copies
         for event in EVENTS
@@ -109,7 +109,7 @@ class Scene:
             await self._log.close()
 
     async def once(self) -> list[float]:
-        """The gaps of EVENTS, each the longest and the median of the partitions."""
+        """The gaps of EVENTS in milliseconds, each the longest and the median of the partitions."""
         nothing = await self._gap(lambda: None)
         joins = await self._gap(self._workers.add)
         stopped = await self._gap(lambda: self._workers.stop(self._oldest()))
@@ -125,7 +125,7 @@ class Scene:
         await asyncio.to_thread(event)
         await asyncio.to_thread(self._workers.wait_ready)
         await self.calm()
-        return float(self._gaps.max()), float(np.median(self._gaps))
+        return 1000 * float(self._gaps.max()), 1000 * float(np.median(self._gaps))
 
     async def calm(self) -> None:
         """Return once the outputs have kept up with the orders for some time."""

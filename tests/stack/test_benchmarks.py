@@ -33,4 +33,4 @@ def test_only_the_partitions_of_a_worker_that_is_killed_stand_still() -> None:
     with ThreadPoolExecutor(1) as thread:
         figures = {figure.name: figure.median for figure in thread.submit(gaps.measure, 1, *few).result()}
     killed = "local broker, a worker is killed"
-    assert figures[f"{killed}, longest"] > SESSION / 2 > figures[f"{killed}, median"]
+    assert figures[f"{killed}, longest"] > 1000 * SESSION / 2 > figures[f"{killed}, median"]
