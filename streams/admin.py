@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
 from collections.abc import Iterable
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     InvalidReplicationFactorError,
     KafkaConnectionError,
     KafkaError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     for_code,
 )
 from headrace.streams.address import Address, client_options
 from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import LogUnavailable, StreamsError, TopicGone, TopicMismatch
 from headrace.streams.topics import Topic
+
+logger = logging.getLogger("headrace.streams")
 
 REPLICATION = "HEADRACE_REPLICATION"
 BROKERS_OWN = -1
@@ -30,6 +35,10 @@ VISIBLE = 10.0
 
 WATCH_EVERY = 3.0
 """Seconds between looks at the topics of a program that runs: a deleted one is noticed before its tasks give up."""
+
+
+POLICY, MARKS_KEPT = "cleanup.policy", "delete.retention.ms"
+"""What state on the log rests on, and anyone who may alter topics can take away."""
 
 
 async def answers(address: Address) -> bool:
@@ -62,7 +71,8 @@ async def ensure_topics(
     replication: copies of each; left out, HEADRACE_REPLICATION's, else the broker's default
     exact: whether those that are there must have as many partitions as declared
 
-    Raises TopicMismatch where a topic has another number of partitions than declared: keys would change places.
+    Raises TopicMismatch where a topic has another number of partitions than declared: keys would change places; and
+    where the configuration of a compacted one lets go what state rests on.
     """
     wanted = {t.name: t for t in topics}
     copies = replication_of(os.environ.get(REPLICATION)) if replication is None else replication
@@ -80,6 +90,12 @@ async def ensure_topics(
         if missing:
             await _create(admin, address, missing, copies)
             await _wait(admin, {t.name for t in missing})
+        for name in await _check_configs(admin, wanted.values()):
+            logger.warning(
+                "this user may not see the configuration of topic %s: that its %s is compact, and its %s no less than "
+                "the program says, is taken on trust. Allow DESCRIBE_CONFIGS on it",
+                *(name, POLICY, MARKS_KEPT),
+            )
         return [t.name for t in missing]
     except KafkaConnectionError as error:
         raise await diagnose(address) from error
@@ -94,8 +110,9 @@ async def watch_topics(address: Address, topics: Iterable[Topic], every: float =
 
     A consumer waits for ever at a topic that is gone, and never reads a partition that was added.
 
-    Raises TopicGone, and TopicMismatch where partitions were added.
+    Raises TopicGone, and TopicMismatch where partitions were added, or a configuration lets go what state rests on.
     """
+    topics = list(topics)
     wanted = {t.name: t.partitions for t in topics}
     admin: AIOKafkaAdminClient | None = None
     missing: set[str] = set()
@@ -107,6 +124,7 @@ async def watch_topics(address: Address, topics: Iterable[Topic], every: float =
                     admin = AIOKafkaAdminClient(**client_options(address))
                     await admin.start()
                 there = {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics()}
+                await _check_configs(admin, topics)
             except (KafkaError, OSError):
                 # Tasks wait for a log that is away; a new client finds it again.
                 if admin is not None:
@@ -132,6 +150,37 @@ async def watch_topics(address: Address, topics: Iterable[Topic], every: float =
     finally:
         if admin is not None:
             await admin.close()
+
+
+async def _check_configs(admin: AIOKafkaAdminClient, topics: Iterable[Topic]) -> list[str]:
+    """Look at the configuration of what is compacted, and return the names of topics whose nobody lets this user see.
+
+    Raises TopicMismatch where rows would go by their age, or marks of deleted rows sooner than state on disk may lack
+    them: a row that is gone would stay on that disk for ever.
+    """
+    wanted = {t.name: t for t in topics if MARKS_KEPT in t.configs}
+    if not wanted:
+        return []
+    asked = dict.fromkeys((POLICY, MARKS_KEPT), "")
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, n, asked) for n in wanted])
+    unseen = []
+    for code, _, _, name, entries in (told for answer in answers for told in answer.resources):
+        if code == TopicAuthorizationFailedError.errno:
+            unseen.append(name)
+        has = {entry[0]: entry[1] for entry in entries}
+        declared = wanted[name].configs
+        if has.get(POLICY, declared[POLICY]) != declared[POLICY]:
+            wrong, why = POLICY, "rows of state would be deleted by their age"
+        elif int(has.get(MARKS_KEPT, declared[MARKS_KEPT])) < int(declared[MARKS_KEPT]):
+            wrong, why = MARKS_KEPT, "a disk that was away for longer would keep rows that are deleted"
+        else:
+            continue
+        raise TopicMismatch(
+            f"topic {name} has {wrong}={has[wrong]} in the log and {declared[wrong]} in the program: {why}. Set it to "
+            f"{declared[wrong]}, delete the folders of workers that were down meanwhile (DIR/workers under their "
+            f"--data), and start again"
+        )
+    return unseen
 
 
 async def _create(admin: AIOKafkaAdminClient, address: Address, missing: list[Topic], replication: int) -> None:

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import (
+    DefaultRecordBatch,
+    DefaultRecordBatchBuilder,
+    _DefaultRecordBatchBuilderPy,
+)
 from crc32c import crc32c
 from kio.schema.errors import ErrorCode
 
@@ -30,6 +34,7 @@ _CODEC = 0x07
 _APPEND_TIME = 0x08
 _TRANSACTIONAL = 0x10
 _CONTROL = 0x20
+_DELETE_HORIZON = 0x40
 _LAST_CODEC = 4  # zstd
 NO_PRODUCER = -1
 
@@ -60,6 +65,11 @@ class Batch:
     @property
     def control(self) -> bool:
         return bool(self.attributes & _CONTROL)
+
+    @property
+    def delete_horizon(self) -> int | None:
+        """The time after which compaction drops the batch's deletion marks; it stands in place of the base time."""
+        return self.base_timestamp if self.attributes & _DELETE_HORIZON else None
 
     @property
     def idempotent(self) -> bool:
@@ -200,9 +210,10 @@ def offset_at_time(batch: Batch, timestamp: int) -> tuple[int, int]:
 
     Where the records cannot be read the batch's first offset stands for them: earlier, so nothing is missed.
     """
-    if batch.base_timestamp >= timestamp or batch.attributes & _APPEND_TIME:
-        first = batch.max_timestamp if batch.attributes & _APPEND_TIME else batch.base_timestamp
-        return batch.base_offset, first
+    if batch.attributes & _APPEND_TIME:
+        return batch.base_offset, batch.max_timestamp
+    if batch.delete_horizon is None and batch.base_timestamp >= timestamp:
+        return batch.base_offset, batch.base_timestamp
     try:
         for record in records_of(batch):
             if record.timestamp >= timestamp:
@@ -212,9 +223,11 @@ def offset_at_time(batch: Batch, timestamp: int) -> tuple[int, int]:
     return batch.base_offset, batch.base_timestamp
 
 
-def keep_records(batch: Batch, kept: list[Record]) -> bytes:
+def keep_records(batch: Batch, kept: list[Record], delete_horizon: int | None) -> bytes:
     """A batch of the kept records with the offsets, times and producer of the one they come from."""
-    builder = DefaultRecordBatchBuilder(
+    # Only the builder in Python can be given a base time that is no record's.
+    kind = DefaultRecordBatchBuilder if delete_horizon is None else _DefaultRecordBatchBuilderPy
+    builder = kind(
         magic=2,
         compression_type=batch.attributes & _CODEC,
         is_transactional=batch.transactional,
@@ -223,6 +236,9 @@ def keep_records(batch: Batch, kept: list[Record]) -> bytes:
         base_sequence=batch.base_sequence,
         batch_size=1 << 30,
     )
+    if delete_horizon is not None:
+        builder._first_timestamp = delete_horizon
+        builder._max_timestamp = kept[0].timestamp
     for record in kept:
         added = builder.append(
             record.offset - batch.base_offset, record.timestamp, record.key, record.value, record.headers
@@ -233,7 +249,9 @@ def keep_records(batch: Batch, kept: list[Record]) -> bytes:
     _STAMP.pack_into(data, 0, batch.base_offset, length, LEADER_EPOCH)
     # Builders leave out what only a broker knows: the codec they fell back from, and the time's type.
     (attributes,) = struct.unpack_from(">h", data, _ATTRIBUTES_AT)
-    struct.pack_into(">h", data, _ATTRIBUTES_AT, attributes | (batch.attributes & _APPEND_TIME))
+    attributes |= batch.attributes & _APPEND_TIME
+    attributes |= 0 if delete_horizon is None else _DELETE_HORIZON
+    struct.pack_into(">h", data, _ATTRIBUTES_AT, attributes)
     struct.pack_into(">i", data, _LAST_DELTA_AT, batch.last_delta)
     if batch.attributes & _APPEND_TIME:
         struct.pack_into(">q", data, _MAX_TIMESTAMP_AT, batch.max_timestamp)

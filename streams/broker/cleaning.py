@@ -148,16 +148,16 @@ class Cleaner:
         """Rewrites some batches; gives the next position and the bytes that were kept."""
         change = Change()
         freed = kept_size = 0
-        tombstones_before = self._clock.wall_ms() - topic.settings.delete_retention_ms
+        now, kept_for = self._clock.wall_ms(), topic.settings.delete_retention_ms
         after = newest.upper
         for batch in self._step(log, position, newest.upper):
-            data = _compacted(log, batch, newest, tombstones_before)
+            data = _compacted(log, batch, newest, now, kept_for)
             if not data and batch.last_offset + 1 >= log.stable_end:
                 data = batch.data  # a reader told of this end must reach it
             kept_size += len(data)
             # What is kept leaves the files of large batches for RocksDB, so that a file is not held for one of them.
             moved = batch.last_offset >= log.bounds.cleaned and log.is_apart(batch.last_offset)
-            if moved or len(data) != len(batch.data):
+            if moved or data != batch.data:
                 freed += len(batch.data) - len(data)
                 self._stage_replacement(log, batch, data, change)
             after = batch.last_offset + 1
@@ -221,8 +221,12 @@ def _aborted(log: PartitionLog, batch: Batch) -> bool:
     )
 
 
-def _compacted(log: PartitionLog, batch: Batch, newest: _Newest, tombstones_before: int) -> bytes:
-    """The batch without what newer records replace; empty when nothing is left."""
+def _compacted(log: PartitionLog, batch: Batch, newest: _Newest, now: int, tombstones_kept: int) -> bytes:
+    """The batch without what newer records replace; empty when nothing is left.
+
+    A deletion mark is kept for a time from the first compaction that comes by it, as Kafka does: a reader that began
+    before, and is no further behind than that, sees every mark, however old the times of the records are.
+    """
     if batch.control or _aborted(log, batch):
         # A commit's marker tells readers nothing, and an abort's only about records that go with it.
         return b""
@@ -230,15 +234,21 @@ def _compacted(log: PartitionLog, batch: Batch, newest: _Newest, tombstones_befo
         records = list(records_of(batch))
     except Refusal:
         return batch.data
-    kept = [record for record in records if _stays(record, newest.offsets, tombstones_before)]
-    if len(kept) == len(records):
+    horizon = batch.delete_horizon
+    kept = [record for record in records if _stays(record, newest.offsets, horizon is None or horizon >= now)]
+    if not kept:
+        return b""
+    marks = any(record.value is None and record.key is not None for record in kept)
+    if marks and horizon is None:
+        horizon = now + tombstones_kept
+    elif len(kept) == len(records):
         return batch.data
-    return keep_records(batch, kept) if kept else b""
+    return keep_records(batch, kept, horizon)
 
 
-def _stays(record: Record, newest: dict[bytes, int], tombstones_before: int) -> bool:
+def _stays(record: Record, newest: dict[bytes, int], marks_stay: bool) -> bool:
     if record.key is None:
         return True  # it replaces nothing and nothing replaces it; Kafka refuses it when it is produced
     if record.offset < newest.get(record.key, -1):
         return False
-    return record.value is not None or record.timestamp >= tombstones_before
+    return record.value is not None or marks_stay

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
@@ -21,6 +22,7 @@ from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import Row
 
+from headrace.plan import COMPACTED
 from headrace.supervisor import FINAL
 from tests.headrace import refusing
 from tests.headrace.test_refused import read
@@ -130,6 +132,37 @@ def test_partitions_added_under_the_worker_end_it_with_a_sentence(scene: Scene) 
         status, said = told(worker)
     assert status == FINAL
     assert said.startswith("worker stopped: topic lines has 2 partitions in the log now and 1 in the program: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("delete.retention.ms", "3600000", "a disk that was away for longer would keep rows that are deleted"),
+        ("cleanup.policy", "delete", "rows of state would be deleted by their age"),
+    ],
+)
+def test_a_changelog_that_lets_go_what_state_rests_on_ends_the_worker_and_is_refused_until_it_is_set_right(
+    scene: Scene, name: str, value: str, why: str
+) -> None:
+    def configure(to: str) -> Callable[[AIOKafkaAdminClient], object]:
+        what = {**COMPACTED, name: to}  # this way of altering forgets what it does not name
+        topic = ConfigResource(ConfigResourceType.TOPIC, "refusing.lines.changelog", configs=what)
+        return lambda admin: admin.alter_configs([topic])
+
+    write(scene.address, "lines", [line()])
+    with scene.worker() as worker:
+        eventually(lambda: scene.totals() == [1], 30)
+        scene.admin(configure(value))
+        assert told(worker) == (FINAL, ANY)
+    write(scene.address, "lines", [line()])
+    with scene.worker() as worker:
+        status, said = told(worker)
+    assert status == FINAL
+    differs = f"{name}={value} in the log and {COMPACTED[name]} in the program"
+    assert said.startswith(f"worker stopped: topic refusing.lines.changelog has {differs}: {why}. Set")
+    scene.admin(configure(COMPACTED[name]))
+    with scene.worker():
+        eventually(lambda: scene.totals() == [1, 2], 30)
 
 
 def test_a_record_too_large_for_its_topic_is_named_and_goes_on_once_it_has_room(scene: Scene) -> None:

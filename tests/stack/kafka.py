@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -56,6 +57,7 @@ SETTINGS = {
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>headrace</groupId><artifactId>testbed</artifactId><version>1</version><dependencies>
 <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{kafka}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{kafka}</version></dependency>
 <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>{log}</version></dependency>
 <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>{log}</version></dependency>
 </dependencies></project>"""
@@ -71,12 +73,15 @@ _LOGGING = """Configuration:
 
 def provision() -> Path:
     """The folder of Kafka's jars; they are fetched where they are missing. Needs java and mvn on the PATH."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace" / f"kafka-{VERSION}"
+    pom = _POM.format(kafka=VERSION, log="2.25.1")
+    # A folder that was filled for another list of jars would lack some.
+    name = f"kafka-{VERSION}-{hashlib.sha256(pom.encode()).hexdigest()[:8]}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace" / name
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         print(f"fetching Apache Kafka {VERSION} (once on this machine; about 20 seconds)", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as making:
-            Path(making, "pom.xml").write_text(_POM.format(kafka=VERSION, log="2.25.1"))
+            Path(making, "pom.xml").write_text(pom)
             command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]
             subprocess.run([*command, f"-DoutputDirectory={making}/lib"], cwd=making, check=True)
             with contextlib.suppress(OSError):  # another process was first

@@ -130,6 +130,41 @@ async def test_tombstones_remove_their_key_and_then_themselves(
     assert await contents(timed_clients) == [(3, b"b", b"v")]
 
 
+@pytest.mark.parametrize("compression", [None, "gzip"])
+async def test_a_mark_is_kept_from_the_first_cleaning_on_whatever_time_its_record_has(
+    timed_clients: Clients, timed_broker: Broker, clock: ManualClock, compression: str | None
+) -> None:
+    await timed_clients.topic("t", cleanup_policy="compact", delete_retention_ms="1000", min_cleanable_dirty_ratio="0")
+    producer = await timed_clients.producer(linger_ms=10, compression_type=compression)
+    sending = [
+        await producer.send("t", value, key=key, timestamp_ms=at, headers=[("h", b"%d" % at)])
+        for key, value, at in ((b"a", b"v" * 100, 5), (b"b", None, 7), (b"c", b"v" * 100, clock.now_ms + 9))
+    ]
+    await asyncio.gather(*sending)  # one batch
+    clock.advance(5_000)
+    await timed_broker.clean()
+    wanted = [(0, b"a", 5), (1, b"b", 7), (2, b"c", clock.now_ms - 5_000 + 9)]
+
+    async def told() -> list[tuple[int, bytes, int]]:
+        records = await read_quiet(await timed_clients.consumer("t", check_crcs=True))
+        assert all(r.headers == (("h", b"%d" % r.timestamp),) for r in records)
+        return [(r.offset, r.key, r.timestamp) for r in records]
+
+    assert await told() == wanted
+    consumer = await timed_clients.consumer()
+    for at, offset in ((0, 0), (5, 0), (6, 1), (8, 2)):
+        assert (await consumer.offsets_for_times({PLACE: at}))[PLACE].offset == offset
+    clock.advance(1_000)
+    await producer.send_and_wait("t", b"v", key=b"d", timestamp_ms=8, headers=[("h", b"8")])
+    await timed_broker.clean()
+    assert await told() == [*wanted, (3, b"d", 8)]
+    clock.advance(1)
+    await producer.send_and_wait("t", b"v", key=b"e", timestamp_ms=9, headers=[("h", b"9")])
+    await timed_broker.clean()
+    assert await told() == [wanted[0], wanted[2], (3, b"d", 8), (4, b"e", 9)]
+    assert log_of(timed_broker).bounds.size == sum(span.size for span in log_of(timed_broker).spans(0))
+
+
 async def test_compaction_never_touches_an_open_transaction(timed_clients: Clients, timed_broker: Broker) -> None:
     await timed_clients.topic("t", cleanup_policy="compact")
     plain = await timed_clients.producer()

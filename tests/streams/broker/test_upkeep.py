@@ -85,6 +85,26 @@ async def test_compaction_keeps_the_newest_of_a_key_at_its_offset_and_drops_old_
     await eventually(compacted, 40)
 
 
+async def test_a_deletion_mark_is_kept_for_its_time_however_old_its_record_says_it_is(clients: Clients) -> None:
+    settings = {"cleanup_policy": "compact", "min_cleanable_dirty_ratio": "0.01", "delete_retention_ms": "600000"}
+    await clients.topic("t", 1, **settings, **SMALL)
+    producer = await clients.producer()
+    for key, value in ((b"a", b"1"), (b"a", b"2"), (b"c", b"1"), (b"c", None)):
+        await producer.send_and_wait("t", value, key=key, timestamp_ms=1_000)
+    for newest in (b"2", b"3"):  # compacted, and once more
+
+        async def compacted(newest: bytes = newest) -> bool:
+            await producer.send_and_wait("t", b"newest", key=b"z")
+            consumer = await clients.consumer("t")
+            seen = [(r.key, r.value) for r in await read_quiet(consumer) if r.key != b"z"]
+            await consumer.stop()
+            assert (b"c", None) in seen
+            return sorted(seen, key=lambda one: one[0]) == [(b"a", newest), (b"c", None)]
+
+        await eventually(compacted, 40)
+        await producer.send_and_wait("t", b"3", key=b"a", timestamp_ms=1_000)
+
+
 async def test_special_times_have_versions_that_know_them(clients: Clients) -> None:
     await clients.topic("t")
     wire = await clients.wire()
