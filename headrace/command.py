@@ -38,7 +38,8 @@ def run(
     program: Program,
     data: Annotated[Path | None, typer.Option(help="its folder; left out, .headrace/<application>")] = None,
     broker: Annotated[
-        str | None, typer.Option(help="use this broker instead of a local one", metavar="ADDRESS")
+        str | None,
+        typer.Option(envvar="HEADRACE_BROKER", help="use this broker instead of a local one", metavar="ADDRESS"),
     ] = None,
     broker_port: Annotated[int | None, typer.Option(help="left out, 9092 or a free one", min=1, max=65535)] = None,
     gateway_port: Annotated[int | None, typer.Option(help="left out, 8080 or a free one", min=1, max=65535)] = None,
@@ -48,7 +49,7 @@ def run(
     ] = None,
     replication: Annotated[
         int | None,
-        typer.Option(envvar="HEADRACE_REPLICATION", help="copies of each topic; left out, the broker's default", min=1),
+        typer.Option(help="copies of each topic; left out, HEADRACE_REPLICATION's, or the broker's default", min=1),
     ] = None,
 ) -> None:
     """Run a program here: broker, worker and gateway, until Ctrl-C."""
@@ -85,12 +86,13 @@ def run(
             if failing.done():
                 failing.result()
             failing.cancel()
-            say.print("stopping gateway, worker and broker")
+            say.print("stopping gateway and worker" if broker else "stopping gateway, worker and broker")
         finally:
             stopping.cancel()
             await stack.stop()
 
-    say.print(f"starting {stack.app.name}: broker, worker, gateway")
+    parts = "worker, gateway" if broker else "broker, worker, gateway"
+    say.print(f"starting {stack.app.name}: {parts}")
     asyncio.run(main())
 
 
@@ -226,8 +228,12 @@ def faust(
     """Faust's own command line on a program's `app.faust`: its agents, a message to one, commands of one's own."""
     from headrace.program import load
     from headrace.running import BROKER, find_broker
+    from headrace.streams.address import SETTINGS
 
-    os.environ[BROKER] = find_broker(broker).bootstrap
+    address = find_broker(broker)
+    if address.own:
+        os.environ.update(dict.fromkeys(SETTINGS, ""))  # they are for another broker
+    os.environ[BROKER] = str(address)
     load(program).faust.command_line(context.args)
 
 

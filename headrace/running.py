@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -112,4 +113,4 @@ def find_broker(given: str | None = None) -> Address:
             f"no local stack runs from this folder ({home()}) and no broker is named: start one with "
             f"`headrace run pipeline.py`, or set {BROKER}=kafka://host:port"
         )
-    return parse_address(running.broker)
+    return replace(parse_address(running.broker), own="broker" in running.processes)

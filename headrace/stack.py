@@ -23,14 +23,16 @@ from headrace.gateway import TOKEN
 from headrace.program import load
 from headrace.running import Running, TopicNote
 from headrace.serving.access import check_listening
-from headrace.streams.address import Address, parse_address
-from headrace.streams.admin import ensure_topics
+from headrace.streams.address import SETTINGS, Address, parse_address
+from headrace.streams.admin import REPLICATION, ensure_topics
 from headrace.supervisor import Child, Supervisor
 
 BROKER_PORT = 9092
 GATEWAY_PORT = 8080
 BROKER_READY = 60.0
 """Seconds. After a kill the broker reads the end of its log first."""
+OF_ANOTHER = (*SETTINGS, REPLICATION)
+"""Settings of the environment that are not for the stack's own broker: it asks for no user, and keeps one copy."""
 WORKER_READY = 180.0
 """Seconds. At its first start the worker compiles its kernels; after a kill it reads its changelog."""
 GATEWAY_READY = 60.0
@@ -43,7 +45,8 @@ class Stack:
 
     program:      the file (or module) of the program
     data:         its folder; left out, `.headrace/<application>` under the current folder (HEADRACE_HOME/<application>)
-    broker:       a broker that runs already; left out, the local one is started
+    broker:       a broker that runs already; left out, one of the stack's own is started, and what the environment says
+                  of user, TLS and copies is left aside: it is for another
     broker_port, gateway_port: left out, 9092 and 8080, or free ones where these are taken
     host, token:  where the gateway listens; beyond loopback it wants a token
     replication:  copies of each topic it creates; left out, HEADRACE_REPLICATION's, else the broker's default
@@ -73,6 +76,11 @@ class Stack:
         self.app: App = load(program)
         self.data = Path(data).absolute() if data else running.home() / self.app.name
         self._given = parse_address(broker) if broker else None
+        if self._given and broker_port:
+            raise StackError(
+                f"--broker-port {broker_port} is for a broker that is started here, and --broker (or HEADRACE_BROKER) "
+                f"names one that runs already, {self._given}: leave one of them out"
+            )
         self._broker_port = broker_port
         self._gateway_port = gateway_port
         self._host = host
@@ -148,8 +156,14 @@ class Stack:
         self._write()
 
     async def _start_broker(self, supervisor: Supervisor) -> None:
+        if others := [name for name in OF_ANOTHER if os.environ.get(name)]:
+            self._tell(
+                f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left aside: this stack's own broker asks "
+                f"for no user and keeps one copy; --broker or HEADRACE_BROKER names another"
+            )
+
         async def start(port: int) -> None:
-            self._broker = Address("127.0.0.1", port)
+            self._broker = Address("127.0.0.1", port, own=True)
             await supervisor.start(self._measured(_broker_child(self.data, self._broker)))
 
         await _on_a_port("127.0.0.1", self._broker_port, BROKER_PORT, "--broker-port", start)
@@ -163,11 +177,15 @@ class Stack:
 
     def _worker_child(self) -> Child:
         argv = ["-m", self.worker_module, self.program, "--broker", str(self.broker), "--data", str(self.data)]
-        return Child("worker", argv, WORKER_READY)
+        return Child("worker", argv, WORKER_READY, environment=self._left_aside())
+
+    def _left_aside(self) -> dict[str, str]:
+        """What children must not take for settings of their broker."""
+        return dict.fromkeys(OF_ANOTHER, "") if self.broker.own else {}
 
     def _gateway_child(self, port: int) -> Child:
         where = ["--broker", str(self.broker), "--host", self._host, "--port", str(port)]
-        environment = {TOKEN: self._token or ""}
+        environment = {TOKEN: self._token or "", **self._left_aside()}
 
         async def healthy() -> bool:
             async with httpx.AsyncClient(timeout=3, trust_env=False) as client:
@@ -243,7 +261,7 @@ async def broker_alone(data: Path) -> AsyncIterator[Address]:
     lock = await _lock(data)
     supervisor = Supervisor(data / "logs", shared=[lock])
     # Not the usual port: whoever publishes there by habit would write into a log that is being put in order.
-    address = Address("127.0.0.1", choose_port("127.0.0.1", None, 0, "--broker-port"))
+    address = Address("127.0.0.1", choose_port("127.0.0.1", None, 0, "--broker-port"), own=True)
     try:
         await supervisor.start(_broker_child(data, address))
         yield address

@@ -26,6 +26,7 @@ MECHANISM = "HEADRACE_SASL"
 TLS_CA = "HEADRACE_TLS_CA"
 TLS_CERT = "HEADRACE_TLS_CERT"
 TLS_KEY = "HEADRACE_TLS_KEY"
+SETTINGS = (USER, PASSWORD, MECHANISM, TLS_CA, TLS_CERT, TLS_KEY)
 
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
 """The first is taken where none is named: it never sends the password."""
@@ -39,12 +40,17 @@ _SERVER = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The address of a broker, or of several of one cluster: a client needs one that answers."""
+    """The address of a broker, or of several of one cluster: a client needs one that answers.
+
+    own: of a broker that a local stack started for itself. It asks for no user, so what the environment says is meant
+         for another broker
+    """
 
     host: str
     port: int
     others: tuple[tuple[str, int], ...] = ()
     tls: bool = False
+    own: bool = False
 
     @property
     def servers(self) -> tuple[tuple[str, int], ...]:
@@ -106,6 +112,8 @@ def client_options(address: Address) -> dict[str, Any]:
 
 def security_options(address: Address) -> dict[str, Any]:
     """As `client_options`, without the servers."""
+    if address.own:
+        return {"security_protocol": "PLAINTEXT"}
     environment = os.environ
     user = _user(address, environment)
     told: dict[str, Any] = {"security_protocol": f"{'SASL_' if user else ''}{'SSL' if address.tls else 'PLAINTEXT'}"}

@@ -68,14 +68,16 @@ async def ensure_topics(
 ) -> list[str]:
     """Create the topics that are missing, and return their names; calling it again changes nothing.
 
-    replication: copies of each; left out, HEADRACE_REPLICATION's, else the broker's default
+    replication: copies of each; left out, HEADRACE_REPLICATION's, else the broker's default; a local stack's own broker
+                 is not the one that HEADRACE_REPLICATION is for
     exact: whether those that are there must have as many partitions as declared
 
     Raises TopicMismatch where a topic has another number of partitions than declared: keys would change places; and
     where the configuration of a compacted one lets go what state rests on.
     """
     wanted = {t.name: t for t in topics}
-    copies = replication_of(os.environ.get(REPLICATION)) if replication is None else replication
+    told = None if address.own else os.environ.get(REPLICATION)
+    copies = replication_of(told) if replication is None else replication
     admin = AIOKafkaAdminClient(**client_options(address))
     try:
         await admin.start()

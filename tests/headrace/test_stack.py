@@ -16,7 +16,7 @@ import httpx
 import pytest
 from headrace.serving.errors import ServingError
 from headrace.streams.admin import ensure_topics
-from headrace.streams.errors import TopicMismatch
+from headrace.streams.errors import BadSecurity, TopicMismatch
 from headrace.streams.topics import Topic
 
 from headrace import running
@@ -140,6 +140,44 @@ async def test_a_usual_port_that_is_lost_at_the_last_moment_is_passed_over(
         async with Stack(PROGRAM, data=tmp_path / "data") as stack:
             assert stack.broker.port != other.getsockname()[1]
             assert list(stack.pids) == ["broker", "worker", "gateway"]
+
+
+def test_settings_that_are_for_another_broker_are_left_aside_and_told_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_USER", "ann")
+    monkeypatch.setenv("HEADRACE_PASSWORD", "of another broker")
+    monkeypatch.setenv("HEADRACE_TLS_CA", "/no/such/file.pem")
+    monkeypatch.setenv("HEADRACE_REPLICATION", "3")
+    with headrace_run(home):
+        found = stack_now()
+        assert list(found.processes) == ["broker", "worker", "gateway"]
+        with connect() as connection:  # another terminal of the same environment
+            assert connection.publish("orders", order("17850")).offset == 0
+        assert httpx.get(f"{found.gateway}/health", trust_env=False).status_code == 200
+    told = [said for said in (home.parent / "run.log").read_text().splitlines() if "left aside" in said]
+    names = "HEADRACE_USER, HEADRACE_PASSWORD, HEADRACE_TLS_CA, HEADRACE_REPLICATION"
+    assert told == [
+        f"{names} are left aside: this stack's own broker asks for no user and keeps one copy; --broker or "
+        f"HEADRACE_BROKER names another"
+    ]
+
+
+def test_a_stack_on_a_broker_of_the_environment_starts_none_and_takes_its_settings(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with broker_process(tmp_path / "broker") as address:
+        monkeypatch.setenv("HEADRACE_BROKER", str(address))
+        with headrace_run(home):
+            found = stack_now()
+            assert (found.broker, list(found.processes)) == (str(address), ["worker", "gateway"])
+            assert not running.find_broker().own
+        monkeypatch.setenv("HEADRACE_USER", "ann")
+        monkeypatch.setenv("HEADRACE_PASSWORD", "of another broker")
+        with pytest.raises(BadSecurity, match="asks for no user on this port, and HEADRACE_USER is set"):
+            asyncio.run(Stack(PROGRAM, data=tmp_path / "data", broker=str(address)).__aenter__())
+        with pytest.raises(StackError, match="--broker-port 9092 is for a broker that is started here, and --broker"):
+            Stack(PROGRAM, broker=str(address), broker_port=9092)
 
 
 def test_topics_with_other_partitions_are_refused(tmp_path: Path) -> None:
