@@ -30,7 +30,8 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, Cons
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 from aiokafka.protocol.group import LeaveGroupRequest
 from headrace.streams.address import Address, client_options
-from headrace.streams.errors import GroupRefused
+from headrace.streams.diagnosis import diagnose
+from headrace.streams.errors import BadSecurity, CannotGoOn, GroupRefused
 from headrace.streams.log import Partition
 from headrace.streams.sharing import Claim, Portion, share
 
@@ -148,7 +149,7 @@ class Membership:
         self._earlier = earlier
         self._joined = joined
         self._changed = asyncio.Event()
-        self._refused: GroupRefused | None = None
+        self._refused: CannotGoOn | None = None
         self._thread: threading.Thread | None = None
         self._ticking: asyncio.Task[None] | None = None
         # Of the thread:
@@ -169,7 +170,8 @@ class Membership:
         await asyncio.to_thread(self._ready.wait)
 
     async def next(self, generation: int) -> Assignment:
-        """The assignment, once it is newer than a generation. Raises GroupRefused."""
+        """The assignment, once it is newer than a generation. Raises GroupRefused, and BadSecurity where the log lets
+        this user in no more: a worker without tasks has nothing else that would find out."""
         while True:
             self._changed.clear()
             if self._refused is not None:
@@ -217,7 +219,10 @@ class Membership:
         self._ready.set()
         while not self._stopping.is_set():
             try:
-                await self._belong()
+                await self._belong_or_tell()
+            except BadSecurity as error:
+                self._deliver(error)
+                return
             except (GroupAuthorizationFailedError, TopicAuthorizationFailedError) as error:
                 refused = GroupRefused(
                     f"the log does not let this user join the group {self.group} ({error}): allow READ on it, and "
@@ -231,6 +236,24 @@ class Membership:
                 self._told = True
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), RETRY)
+
+    async def _belong_or_tell(self) -> None:
+        """Raises BadSecurity where it would be in vain to try again."""
+        try:
+            await self._belong()
+        except (KafkaError, OSError):
+            await self._check_security()
+            raise
+
+    async def _check_security(self) -> None:
+        """Raises BadSecurity where the log does not let this user in."""
+        asking = asyncio.create_task(diagnose(self._address))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (asking, stopping):
+            waiting.cancel()
+        if asking.done() and not asking.cancelled() and isinstance(why := asking.result(), BadSecurity):
+            raise why
 
     async def _belong(self) -> None:
         """Be a member until `stop`. Raises KafkaError where the group has to be sought anew."""
@@ -261,6 +284,8 @@ class Membership:
             self._subscription, self._coordinator = subscription, coordinator
             while not self._stopping.is_set():
                 coordinator.check_errors()
+                if coordinator.coordinator_id is None:
+                    await self._check_security()  # aiokafka seeks it for ever, also where nobody lets it in
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), TICK)
         finally:
@@ -291,7 +316,7 @@ class Membership:
         running, standby = frozenset(portion.running), frozenset(portion.standby)
         self._deliver(Assignment(coordinator.generation, coordinator.member_id, running, standby, leads))
 
-    def _deliver(self, news: Assignment | GroupRefused) -> None:
+    def _deliver(self, news: Assignment | CannotGoOn) -> None:
         def arrive() -> None:
             if isinstance(news, Assignment):
                 self.assignment = news

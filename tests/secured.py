@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,22 +80,23 @@ def local(folder: Path) -> Iterator[Secured]:
     users.set_password(folder / "users.json", USER, PASSWORD)
     secure, plain = Address("127.0.0.1", free_port(), tls=True), Address("127.0.0.1", free_port())
     asking = ["--tls-cert", str(files.cert), "--tls-key", str(files.key), "--users", str(folder / "users.json")]
-    with _process(folder / "secure", secure, asking), _process(folder / "plain", plain, []):
+    with process(folder / "secure", secure, asking), process(folder / "plain", plain):
         yield Secured(secure, plain, files)
 
 
 @contextlib.contextmanager
-def _process(folder: Path, address: Address, more: list[str]) -> Iterator[None]:
+def process(folder: Path, address: Address, more: Sequence[str] = ()) -> Iterator[None]:
+    """A local broker that serves."""
     command = [sys.executable, "-m", "headrace.streams.broker", "--data", str(folder), "--port", str(address.port)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, env=environment)
+    running = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, env=environment)
     try:
-        assert process.stdout is not None
-        assert b"ready" in process.stdout.readline()
+        assert running.stdout is not None
+        assert b"ready" in running.stdout.readline()
         yield
     finally:
-        process.terminate()
-        process.communicate()
+        running.terminate()
+        running.communicate()
 
 
 @contextlib.contextmanager

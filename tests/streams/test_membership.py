@@ -7,14 +7,17 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from headrace.streams.address import Address
-from headrace.streams.broker import Broker
+from headrace.streams.broker import Broker, users
+from headrace.streams.errors import BadSecurity, WrongCredentials
 from headrace.streams.membership import SESSION, Assignment, Membership
 from headrace.streams.sharing import Claim
 
-from tests.scene import fresh
+from tests import secured
+from tests.scene import free_port, fresh
 from tests.shop import ORDERS
 
 _numbers = itertools.count(1)
@@ -125,3 +128,36 @@ async def test_one_that_stops_while_the_log_is_away_does_not_wait_for_it(group: 
     began = time.monotonic()
     await one.stop()
     assert time.monotonic() - began < 3.0
+
+
+async def test_one_that_is_let_in_no_more_is_told_also_without_a_task(
+    tmp_path: Path, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, known = Address("127.0.0.1", free_port()), tmp_path / "users.json"
+    monkeypatch.setenv("HEADRACE_USER", "ann")
+    monkeypatch.setenv("HEADRACE_PASSWORD", "old")
+    users.set_password(known, "ann", "old")
+    with contextlib.ExitStack() as life:
+        serving = life.enter_context(contextlib.ExitStack())
+        serving.enter_context(secured.process(tmp_path / "broker", address, ["--users", str(known)]))
+        topic = (await asyncio.to_thread(fresh, address, ORDERS, 1)).name
+        async with member(address, group, topic) as one, member(address, group, topic) as other:
+            theirs, mine = await other.next(-1), await one.next(-1)
+            while mine.generation < theirs.generation:
+                mine = await one.next(mine.generation)
+            assert len(mine.running) + len(theirs.running) == 1
+            serving.close()
+            users.set_password(known, "ann", "new")
+            life.enter_context(secured.process(tmp_path / "broker", address, ["--users", str(known)]))
+            for each in (one, other):
+                with pytest.raises(WrongCredentials, match=r"refuses user 'ann'.*: check HEADRACE_USER"):
+                    await holds(each, 99)
+
+
+async def test_settings_that_became_unusable_are_told_when_the_group_is_sought_anew(
+    broker: Address, group: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_USER", "ann")
+    async with member(broker, group, topic) as one, asyncio.timeout(10):
+        with pytest.raises(BadSecurity, match="HEADRACE_USER is set and HEADRACE_PASSWORD is not"):
+            await one.next(-1)
