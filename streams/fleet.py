@@ -61,6 +61,7 @@ class _Place:
     progress: Progress
     role: Role | None = None
     runner: Runner | None = None
+    warm: bool = False
     living: asyncio.Task[None] = field(init=False)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -91,7 +92,7 @@ class _Place:
         if role == "running":
             part = self.runner = self.fleet.runner(task, self.stage, follows, self.progress, self._ours)
         else:
-            part = Standby(task, self.fleet.log, self.fleet.clock, self.progress)
+            part = Standby(task, self.fleet.log, self.fleet.clock, self.progress, caught_up=self._caught_up)
         doing = asyncio.create_task(part.run(), name=f"{role} {self.stage.name}-{self.task.number}")
         try:
             while self.wanted == role and not doing.done():
@@ -104,6 +105,7 @@ class _Place:
         finally:
             doing.cancel()
             await asyncio.wait([doing])
+            self.warm = False
             if self.runner is not None:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.runner.close(), CLOSE_WITHIN)
@@ -111,6 +113,10 @@ class _Place:
             task.close()
         if not doing.cancelled():
             doing.result()
+
+    def _caught_up(self) -> None:
+        self.warm = True
+        self.fleet.claim()
 
     async def _ours(self) -> bool:
         """Whether the group says, now, that this task is to run here. A log that is away is waited for."""
@@ -227,13 +233,7 @@ class Fleet:
                 stage = self._stages[task.topic]
                 progress = self.progress.setdefault((stage.name, task.number), Progress())
                 self._places[task] = _Place(self, stage, task, wanted[task], progress)
-        self.membership.claim = Claim(
-            tuple(sorted(self._stages)),
-            tuple(sorted(assignment.running)),
-            assignment.generation,
-            tuple(sorted(assignment.standby)),
-            self.slot.kept(self._tasks),
-        )
+        self.claim()
         logger.info(
             "generation %d: runs %d tasks, follows %d",
             assignment.generation,
@@ -241,6 +241,20 @@ class Fleet:
             len(assignment.standby),
         )
         self.first.set()
+
+    def claim(self) -> None:
+        """Have the group know, when it gathers next, what this worker has of the tasks' states."""
+        now = self.assignment
+        assert now is not None
+        follows = tuple(sorted(now.standby))
+        self.membership.claim = Claim(
+            tuple(sorted(self._stages)),
+            tuple(sorted(now.running)),
+            now.generation,
+            follows,
+            tuple(t for t in follows if t in self._places and self._places[t].warm),
+            self.slot.kept(self._tasks),
+        )
 
     def _clear(self) -> None:
         """Forget the places that have ended. Raises what ended one for good."""

@@ -7,7 +7,7 @@ that has lost its worker: to a standby copy first, then to a disk that has an ol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from headrace.streams.log import Partition
@@ -19,13 +19,15 @@ class Claim(msgspec.Struct, frozen=True):
     topics:     changelogs whose tasks it can run
     running:    tasks that it runs
     generation: of the group when it was given them; of two that claim a task, the newer generation has it
-    warm:       tasks whose changelog it follows as a standby
+    follows:    tasks of which it keeps a standby copy
+    warm:       those of them whose copy has come to the end of the changelog
     kept:       tasks of which its disk has a state, of whatever age
     """
 
     topics: tuple[str, ...]
     running: tuple[Partition, ...] = ()
     generation: int = -1
+    follows: tuple[Partition, ...] = ()
     warm: tuple[Partition, ...] = ()
     kept: tuple[Partition, ...] = ()
 
@@ -43,7 +45,7 @@ def share(claims: Mapping[str, Claim], partitions: Mapping[str, int], standbys: 
     partitions: of each changelog
     standbys:   copies of each task beside the one that runs, as far as there are workers for them
 
-    Numbers of tasks differ by one at most where all workers can run all tasks.
+    Numbers of tasks differ by one at most where all workers can run all tasks, and so do numbers of copies.
     """
     workers = sorted(claims)
     able = {w: set(claims[w].topics) for w in workers}
@@ -56,12 +58,20 @@ def share(claims: Mapping[str, Claim], partitions: Mapping[str, int], standbys: 
     wanted_elsewhere = {t for w in workers if len(holding[w]) < quota[w] for t in _copies(claims[w])}
     given = {w: _keep(holding[w], quota[w], wanted_elsewhere) for w in workers}
     owner = {t: w for w in workers for t in given[w]}
-    for task in (t for t in tasks if t not in owner):
+    able_for = {t: [w for w in workers if t.topic in able[w]] for t in tasks if t not in owner}
+
+    def full(worker: str) -> bool:
+        if len(given[worker]) == base:
+            return sum(len(g) > base for g in given.values()) >= extra
+        return len(given[worker]) > base
+
+    # Those first of which somebody has the state: the others may go anywhere.
+    for task in sorted(able_for, key=lambda t: (-max(warmth(claims[w], t) for w in able_for[t]), t)):
         owner[task] = min(
-            (w for w in workers if task.topic in able[w]),
+            able_for[task],
             key=lambda w: (
-                len(given[w]) >= quota[w],
-                -_warmth(claims[w], task),
+                full(w),
+                -warmth(claims[w], task),
                 sum(t.topic == task.topic for t in given[w]),
                 len(given[w]),
                 w,
@@ -95,22 +105,71 @@ def _keep(holding: Sequence[Partition], quota: int, wanted_elsewhere: set[Partit
 
 
 def _standbys(
-    claims: Mapping[str, Claim], tasks: Iterable[Partition], owner: Mapping[Partition, str], standbys: int
+    claims: Mapping[str, Claim], tasks: Sequence[Partition], owner: Mapping[Partition, str], standbys: int
 ) -> dict[str, list[Partition]]:
-    copies: dict[str, list[Partition]] = {w: [] for w in claims}
+    """The copies of each worker: those that it has, as far as its share goes, and others where they are missing."""
+    able = {t: [w for w in sorted(claims) if w != owner[t] and t.topic in claims[w].topics] for t in tasks}
+    missing = {t: min(standbys, len(able[t])) for t in tasks}
+    running = Counter(owner.values())
+    base, extra = divmod(sum(missing.values()), len(claims))
+    # Who runs less has more that it may copy: with a copy at every worker, that is all the others' tasks.
+    first = sorted(claims, key=lambda w: (running[w], -len(claims[w].follows), w))
+    copies = _Copies({w: base + (n < extra) for n, w in enumerate(first)}, able)
+    has = [(t, w) for t in tasks for w in able[t] if t in claims[w].follows or t in claims[w].running]
+    # Of a worker that copies the task and the one that ran it, the first: that one has begun to copy another.
+    for task, worker in sorted(has, key=lambda h: (-warmth(claims[h[1]], h[0]), h[0] not in claims[h[1]].follows, h)):
+        if missing[task] and copies.room(worker):
+            copies.of[worker].append(task)
+            missing[task] -= 1
     for task in tasks:
-        free = [w for w in sorted(claims) if w != owner[task] and task.topic in claims[w].topics]
-        free.sort(key=lambda w: (-_warmth(claims[w], task), len(copies[w]), w))
-        for worker in free[:standbys]:
-            copies[worker].append(task)
-    return copies
+        able[task].sort(key=lambda w: -warmth(claims[w], task))
+        for _ in range(missing[task]):
+            copies.place(task)
+    return copies.of
 
 
-def _warmth(claim: Claim, task: Partition) -> int:
-    """How much of a task's state a worker has: 2 nearly all, 1 some, 0 none."""
+class _Copies:
+    """Copies as they are dealt out: each task's at workers of their own, none with more than its share."""
+
+    def __init__(self, quota: Mapping[str, int], able: Mapping[Partition, Sequence[str]]) -> None:
+        self.of: dict[str, list[Partition]] = {w: [] for w in quota}
+        self._quota = quota
+        self._able = able
+
+    def room(self, worker: str) -> bool:
+        return len(self.of[worker]) < self._quota[worker]
+
+    def place(self, task: Partition) -> None:
+        """Add a copy; where all who could take it are full, one of them hands another copy on."""
+        if not self._find_room(task, set()):
+            # Workers that can run some stages only: their shares cannot be even.
+            free = [w for w in self._able[task] if task not in self.of[w]]
+            self.of[min(free, key=lambda w: len(self.of[w]))].append(task)
+
+    def _find_room(self, task: Partition, passed: set[str]) -> bool:
+        free = [w for w in self._able[task] if task not in self.of[w] and w not in passed]
+        for worker in free:
+            if self.room(worker):
+                self.of[worker].append(task)
+                return True
+        for worker in free:
+            passed.add(worker)
+            for other in list(self.of[worker]):
+                if self._find_room(other, passed):
+                    self.of[worker].remove(other)
+                    self.of[worker].append(task)
+                    return True
+        return False
+
+
+def warmth(claim: Claim, task: Partition) -> int:
+    """How much of a task's state a worker has: 3 all, or nearly; 2 some, of whatever age; 1 what a copy has got by now
+    that has only begun, 0 nothing."""
     if task in claim.warm or task in claim.running:
-        return 2
-    return int(task in claim.kept)
+        return 3
+    if task in claim.follows:
+        return 1
+    return 2 * (task in claim.kept)
 
 
 def _copies(claim: Claim) -> tuple[Partition, ...]:

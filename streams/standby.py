@@ -18,22 +18,34 @@ FOLLOW_WAIT = 0.5
 
 
 class Standby:
-    """Keeps the store of one task near the end of its changelog until `stop`; a log that is away is waited for."""
+    """Keeps the store of one task near the end of its changelog until `stop`; a log that is away is waited for.
+
+    caught_up: called when the store has come to the end: from then on the copy is worth having
+    """
 
     def __init__(
-        self, task: Task, log: Log, clock: Clock, progress: Progress, wall: Callable[[], float] = time.time
+        self,
+        task: Task,
+        log: Log,
+        clock: Clock,
+        progress: Progress,
+        wall: Callable[[], float] = time.time,
+        caught_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._task = task
         self._log = log
         self._clock = clock
         self._progress = progress
         self._wall = wall
+        self._caught_up = caught_up
         self._stopping = False
 
     async def run(self) -> None:
         while not self._stopping:
             try:
                 await replay(self._task, self._log, self._progress, self._wall, lambda: self._stopping)
+                if not self._stopping:
+                    self._caught_up()
                 await self._follow()
             except LogUnavailable as error:
                 logger.warning("the copy of task %s-%d waits: %s", self._task.name, self._task.number, error)

@@ -20,7 +20,7 @@ from headrace.streams.admin import ensure_topics
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 from headrace.streams.publisher import Publisher, Row
-from headrace.streams.workers import WORKERS, WorkerStatus
+from headrace.streams.workers import WORKERS, TaskState, WorkerStatus
 
 from headrace.program import load
 from headrace.state import records
@@ -149,10 +149,10 @@ class Bank:
         pid = self.processes[number].pid
         return next((w for w in self.workers().values() if w.pid == pid), None)
 
-    def running(self, number: int) -> int:
-        """How many tasks a worker says it runs, each of them taking rows."""
+    def running(self, number: int, state: TaskState = "running") -> int:
+        """How many tasks a worker says it runs, each of them taking rows; or how many are in another state there."""
         told = self.status(number)
-        return sum(t.state == "running" for t in told.tasks) if told else 0
+        return sum(t.state == state for t in told.tasks) if told else 0
 
     def shared(self, *shares: int, within: float = 60.0) -> None:
         """Wait until the living workers, in the order of their numbers, run so many tasks each (in any order)."""

@@ -140,17 +140,27 @@ def test_a_disk_that_is_ahead_of_its_changelog_is_made_again() -> None:
 
 def test_a_standby_follows_and_its_owner_needs_nothing_more() -> None:
     ground, here, copy = Ground(), MemoryStore(), MemoryStore()
-    progress = Progress()
-    standby = Standby(totals.task(copy), ground.log, ground.world, progress, lambda: ground.now)
+    progress, warm_at = Progress(), list[float]()
+
+    def caught_up() -> None:
+        assert rows(copy) == {b"anna": b"3"}
+        warm_at.append(ground.world.time)
+
+    for second in range(3):
+        ground.pay("anna", 1, second)
+    ground.work(MemoryStore())
+    standby = Standby(totals.task(copy), ground.log, ground.world, progress, lambda: ground.now, caught_up)
 
     async def live() -> None:
-        for second in range(5):
+        for second in range(3, 8):
             ground.pay("anna", 1, second)
             await ground.world.sleep(1.0)
         await ground.world.sleep(3.0)
         standby.stop()
 
     runner = Runner(totals.task(here), ground.log, ground.world, "totals", wall=lambda: ground.now)
+
+    began = ground.world.time
 
     async def end() -> None:
         await ground.world.sleep(7.0)
@@ -159,7 +169,9 @@ def test_a_standby_follows_and_its_owner_needs_nothing_more() -> None:
     for name, part in (("live", live()), ("standby", standby.run()), ("owner", runner.run()), ("end", end())):
         ground.world.spawn(name, part)
     ground.world.run()
-    assert rows(copy) == rows(here) == {b"anna": b"5"}
+    assert rows(copy) == rows(here) == {b"anna": b"8"}
+    assert len(warm_at) == 1, "told once, when it had come to the end"
+    assert warm_at[0] < began + 1.0
     assert ground.restore(copy).to_restore <= 1, "the marker of the last transaction at most"
 
 

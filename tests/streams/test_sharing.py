@@ -20,7 +20,8 @@ NEW = Claim(TOPICS)
 def claims_of(portions: Mapping[str, Portion], generation: int = 1) -> dict[str, Claim]:
     """What workers claim that have run their portions for a while."""
     return {
-        w: Claim(TOPICS, p.running, generation, p.standby, (*p.running, *p.standby)) for w, p in portions.items()
+        w: Claim(TOPICS, p.running, generation, p.standby, p.standby, (*p.running, *p.standby))
+        for w, p in portions.items()
     }
 
 
@@ -84,6 +85,48 @@ def test_each_task_has_its_standbys_on_other_workers() -> None:
     assert all(not set(p.running) & set(p.standby) for p in portions.values())
 
 
+def copied(before: Mapping[str, Portion], after: Mapping[str, Portion]) -> dict[str, int]:
+    """The copies that each worker has to make from nothing."""
+    had = {w: {*p.running, *p.standby} for w, p in before.items()}
+    return {w: len(set(p.standby) - had.get(w, set())) for w, p in after.items()}
+
+
+@pytest.mark.parametrize("standbys", [1, 2])
+def test_one_that_joins_takes_its_share_of_the_copies_and_nobody_else_begins_one(standbys: int) -> None:
+    before = share(dict.fromkeys("abc", NEW), PARTITIONS, standbys)
+    after = share({**claims_of(before), "d": NEW}, PARTITIONS, standbys)
+    assert copied(before, after) == {"a": 0, "b": 0, "c": 0, "d": len(after["d"].standby)}
+    assert len(after["d"].standby) == len(TASKS) * standbys // 4
+    assert moved(before, after) == 4, "copies that move take no running task along"
+
+
+def test_of_two_copies_the_task_goes_to_the_one_that_has_come_to_the_end() -> None:
+    task = Partition("learn.changelog", 0)
+    partitions = {"learn.changelog": 1}
+    begun = Claim(TOPICS, follows=(task,))
+    old = Claim(TOPICS, kept=(task,))
+    done = Claim(TOPICS, follows=(task,), warm=(task,))
+    for better, worse in ((done, old), (done, begun), (old, begun), (begun, NEW)):
+        for names in (("a", "b"), ("b", "a")):
+            portions = share({names[0]: better, names[1]: worse}, partitions, 1)
+            assert portions[names[0]].running == portions[names[1]].standby == (task,)
+
+
+def test_a_copy_that_has_only_begun_stays_where_it_is() -> None:
+    before = share(dict.fromkeys("abc", NEW), PARTITIONS, 1)
+    begun = {w: Claim(TOPICS, p.running, 1, p.standby, (), p.running) for w, p in before.items()}
+    assert share(begun, PARTITIONS, 1) == before
+
+
+def test_copies_are_made_where_the_program_has_the_task_and_the_others_are_spread_all_the_same() -> None:
+    older = Claim(TOPICS[:1])
+    portions = share({"a": older, "b": NEW, "c": NEW}, PARTITIONS, 1)
+    assert Counter(t for p in portions.values() for t in p.standby) == Counter(TASKS)
+    assert {t.topic for t in portions["a"].standby} == {"orders.changelog"}
+    sizes = [len(p.standby) for p in portions.values()]
+    assert max(sizes) - min(sizes) <= 2
+
+
 def test_a_lone_worker_has_no_standbys() -> None:
     assert share({"a": NEW}, PARTITIONS, standbys=1)["a"].standby == ()
 
@@ -104,7 +147,7 @@ def test_a_task_goes_only_to_workers_whose_program_has_it() -> None:
     assert {t.topic for t in portions["a"].running} == {"orders.changelog"}
 
 
-@given(st.lists(st.sampled_from(["join", "leave", "crash and come back"]), max_size=12), st.integers(0, 2), st.data())
+@given(st.lists(st.sampled_from(["join", "leave", "crash and come back"]), max_size=12), st.integers(0, 3), st.data())
 def test_whatever_comes_and_goes_the_shares_stay_whole_and_even(
     events: list[str], standbys: int, data: st.DataObject
 ) -> None:
@@ -123,8 +166,13 @@ def test_whatever_comes_and_goes_the_shares_stay_whole_and_even(
         assert complete(portions)
         sizes = [len(p.running) for p in portions.values()]
         assert max(sizes) - min(sizes) <= 1
+        copies = Counter(t for p in portions.values() for t in set(p.standby))
+        assert copies == Counter({t: n for t in TASKS if (n := min(standbys, len(claims) - 1))})
+        assert not any(set(p.running) & set(p.standby) for p in portions.values())
+        sizes = [len(p.standby) for p in portions.values()]
+        assert max(sizes) - min(sizes) <= 1
         again = share(claims_of(portions, number + 1), PARTITIONS, standbys)
-        assert moved(portions, again) == 0, "nothing moves where nothing has changed"
+        assert again == portions, "nothing moves where nothing has changed"
 
 
 @pytest.mark.parametrize("workers", [20, 40])
