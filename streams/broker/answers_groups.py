@@ -284,7 +284,8 @@ def _describe(call: Call, group_id: str) -> dict[str, Any]:
     group = call.node.groups.get(group_id)
     if group is None:
         error = ErrorCode.group_id_not_found if call.version >= 6 else ErrorCode.none
-        return {"group_id": group_id, "group_state": "Dead", "error_code": error}
+        told = f"Group {group_id} not found."
+        return {"group_id": group_id, "group_state": "Dead", "error_code": error, "error_message": told}
     return {
         "group_id": group_id,
         "group_state": group.state.value,

@@ -1,7 +1,7 @@
 """All groups of the broker and the offsets they have committed."""
 
-import secrets
 import struct
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -176,4 +176,4 @@ def check_group_id(group_id: str) -> None:
 
 
 def _new_member_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(16)}"
+    return f"{prefix}-{uuid.uuid4()}"

@@ -13,12 +13,14 @@ from .limits import Limits
 from .log import PartitionLog, TailCache, stage_delete
 from .store import Change, Store, offset_key, topic_key
 
-_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+_LONGEST_NAME = 249
 _NEXT_PARTITION_KEY = b"mnext-partition"
 _LONG_MAX = 2**63 - 1
 
 # Kafka's DescribeConfigs types.
 BOOLEAN, STRING, INT, LONG, LIST, DOUBLE = 1, 2, 3, 5, 7, 6
+_NUMBERS = {INT: "INT", LONG: "LONG", DOUBLE: "DOUBLE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ class Topics:
         if count <= held:
             raise Refusal(
                 ErrorCode.invalid_partitions,
-                f"Topic {topic.name!r} has {held} partitions; {count} is not more.",
+                f"The topic {topic.name} currently has {held} partition(s); {count} would not be an increase.",
             )
         if validate_only:
             return
@@ -237,12 +239,18 @@ class Topics:
 
 
 def check_name(name: str) -> None:
-    """:raises Refusal: INVALID_TOPIC_EXCEPTION."""
-    if name in (".", "..") or not _NAME.fullmatch(name):
-        raise Refusal(
-            ErrorCode.invalid_topic_exception,
-            f"A topic's name has 1 to 249 letters, digits, dots, underscores and hyphens; {name!r} does not.",
-        )
+    """:raises Refusal: INVALID_TOPIC_EXCEPTION, in Kafka's words."""
+    if not name:
+        wrong = "the empty string is not allowed"
+    elif name in (".", ".."):
+        wrong = f"'{name}' is not allowed"
+    elif len(name) > _LONGEST_NAME:
+        wrong = f"the length of '{name}' is longer than the max allowed length {_LONGEST_NAME}"
+    elif not _NAME.fullmatch(name):
+        wrong = f"'{name}' contains one or more characters other than ASCII alphanumerics, '.', '_' and '-'"
+    else:
+        return
+    raise Refusal(ErrorCode.invalid_topic_exception, f"Topic name is invalid: {wrong}")
 
 
 def check_configs(configs: Mapping[str, str | None]) -> None:
@@ -250,25 +258,28 @@ def check_configs(configs: Mapping[str, str | None]) -> None:
     for name, value in configs.items():
         setting = SETTINGS.get(name)
         if setting is None:
-            raise Refusal(ErrorCode.invalid_config, f"Unknown topic config name: {name}.")
+            raise Refusal(ErrorCode.invalid_config, f"Unknown topic config name: {name}")
         if value is None:
             raise Refusal(ErrorCode.invalid_config, f"Null value not supported for topic config: {name}.")
-        if not _allowed(setting, value):
-            raise Refusal(ErrorCode.invalid_config, f"Invalid value {value} for configuration {name}.")
+        if wrong := _wrong(setting, value):
+            raise Refusal(ErrorCode.invalid_config, f"Invalid value {value} for configuration {name}: {wrong}")
 
 
-def _allowed(setting: Setting, value: str) -> bool:
-    if setting.type == LIST:
-        return not setting.choices or all(part.strip() in setting.choices for part in value.split(","))
-    if setting.choices:
-        return value in setting.choices
+def _wrong(setting: Setting, value: str) -> str:
+    """What is wrong with a value, in Kafka's words; nothing where it is allowed."""
+    if setting.choices or setting.type == LIST:
+        parts = [part.strip() for part in value.split(",")] if setting.type == LIST else [value]
+        known = not setting.choices or all(part in setting.choices for part in parts)
+        return "" if known else f"String must be one of: {', '.join(sorted(setting.choices))}"
     try:
-        if setting.type == DOUBLE:
-            return 0 <= float(value) <= 1
-        greatest = 2**31 - 1 if setting.type == INT else _LONG_MAX
-        return setting.least <= int(value) <= greatest
+        number = float(value) if setting.type == DOUBLE else int(value)
     except ValueError:
-        return False
+        return f"Not a number of type {_NUMBERS[setting.type]}"
+    least = 0 if setting.type == DOUBLE else setting.least
+    greatest = {INT: 2**31 - 1, LONG: _LONG_MAX, DOUBLE: 1}[setting.type]
+    if number < least:
+        return f"Value must be at least {least}"
+    return "" if number <= greatest else f"Value must be no more than {greatest}"
 
 
 def _settings(configs: Mapping[str, str]) -> Settings:
