@@ -53,10 +53,11 @@ async def differences(app: App, log: Log, data: Path) -> list[str]:
             kept = all_rows(told)
             found += await _on_disk(log, stage, number, data, kept)
             source = await _from_source(log, stage, number, made)
-            found += [
-                f"{name}: the source {text}" for text in _unequal(_shown(source.rows, stage), _shown(kept, stage))
-            ]
-            learnt, learnt_again = _learnt(_resumed(stage, number, told)), _learnt(source.task)
+            wrong = _unequal(_shown(source.rows, stage), _shown(kept, stage))
+            found += [f"{name}: the source {text}" for text in wrong]
+            # Rows that are wrong may be such that no task can begin with them.
+            learnt_again = _learnt(source.task)
+            learnt = learnt_again if wrong else _learnt(_resumed(stage, number, told))
             if learnt != learnt_again:
                 found.append(f"{name}: the source has learnt {learnt_again}, the changelog {learnt}")
             found += await _alarms(log, stage, number, source.records)
