@@ -31,7 +31,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuth
 from aiokafka.protocol.group import LeaveGroupRequest
 from headrace.streams.address import Address, client_options
 from headrace.streams.diagnosis import diagnose
-from headrace.streams.errors import BadSecurity, CannotGoOn, GroupRefused
+from headrace.streams.errors import BadSecurity, GroupRefused
 from headrace.streams.log import Partition
 from headrace.streams.sharing import Claim, Portion, share
 
@@ -149,7 +149,7 @@ class Membership:
         self._earlier = earlier
         self._joined = joined
         self._changed = asyncio.Event()
-        self._refused: CannotGoOn | None = None
+        self._refused: Exception | None = None
         self._thread: threading.Thread | None = None
         self._ticking: asyncio.Task[None] | None = None
         # Of the thread:
@@ -220,9 +220,6 @@ class Membership:
         while not self._stopping.is_set():
             try:
                 await self._belong_or_tell()
-            except BadSecurity as error:
-                self._deliver(error)
-                return
             except (GroupAuthorizationFailedError, TopicAuthorizationFailedError) as error:
                 refused = GroupRefused(
                     f"the log does not let this user join the group {self.group} ({error}): allow READ on it, and "
@@ -236,6 +233,9 @@ class Membership:
                 self._told = True
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), RETRY)
+            except Exception as error:  # else the thread would end in silence, and the worker wait for ever
+                self._deliver(error)
+                return
 
     async def _belong_or_tell(self) -> None:
         """Raises BadSecurity where it would be in vain to try again."""
@@ -270,6 +270,7 @@ class Membership:
             await client._maybe_wait_metadata()
             subscription = SubscriptionState()
             subscription.subscribe(set(self.claim.topics))
+            subscription.register_fetch_waiters(())  # aiokafka tells them of what it cannot go on from
             coordinator = GroupCoordinator(
                 client,
                 subscription,
@@ -316,7 +317,7 @@ class Membership:
         running, standby = frozenset(portion.running), frozenset(portion.standby)
         self._deliver(Assignment(coordinator.generation, coordinator.member_id, running, standby, leads))
 
-    def _deliver(self, news: Assignment | CannotGoOn) -> None:
+    def _deliver(self, news: Assignment | Exception) -> None:
         def arrive() -> None:
             if isinstance(news, Assignment):
                 self.assignment = news
