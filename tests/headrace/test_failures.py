@@ -1,4 +1,7 @@
-"""What fails around a worker: it says so in a sentence and ends, or waits and goes on; nothing is lost or doubled."""
+"""What fails around a worker: it says so in a sentence and ends, or waits and goes on; nothing is lost or doubled.
+
+Each on the local broker and, in `make test-stack`, on Apache Kafka.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -21,12 +24,17 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import Row
+from headrace.streams.topics import Topic
 
 from headrace.plan import COMPACTED
+from headrace.program import load
 from headrace.supervisor import FINAL
+from tests import secured
 from tests.headrace import refusing
 from tests.headrace.test_refused import read
-from tests.scene import ROOT, accepts, broker_process, eventually, stoppable_broker, write
+from tests.scene import ROOT, accepts, broker_process, eventually, free_port, write
+from tests.stack.kafka import Cluster, kafka
+from tests.streams.broker.clients import Clients
 
 PROGRAM = ROOT / "tests" / "headrace" / "refusing.py"
 OUT = "features.Lines"
@@ -38,16 +46,18 @@ def line(who: str = "anna") -> Row:
 
 
 class Scene:
-    """A broker with the program's topics, and workers on one folder."""
+    """A broker with a program's topics, and workers on one folder."""
 
-    def __init__(self, address: Address, folder: Path) -> None:
+    def __init__(self, address: Address, folder: Path, topics: Iterable[Topic] | None = None) -> None:
         self.address, self.folder = address, folder
-        asyncio.run(ensure_topics(address, refusing.app.topics()))
+        asyncio.run(ensure_topics(address, refusing.app.topics() if topics is None else topics))
 
     @contextlib.contextmanager
-    def worker(self, prepare: Callable[[], None] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        where = ["--broker", self.address.bootstrap, "--data", str(self.folder / "data")]
-        command = [sys.executable, "-m", "headrace.worker", str(PROGRAM), *where]
+    def worker(
+        self, prepare: Callable[[], None] | None = None, program: Path = PROGRAM
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        where = ["--broker", str(self.address), "--data", str(self.folder / "data")]
+        command = [sys.executable, "-m", "headrace.worker", str(program), *where]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=prepare
@@ -74,20 +84,73 @@ class Scene:
         asyncio.run(main())
 
 
+class Local:
+    """The local broker as a process, in the words of a cluster of Kafka's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = Address("127.0.0.1", free_port())
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        where = ["--data", str(self._folder), "--port", str(self.address.port)]
+        self._process = subprocess.Popen([sys.executable, "-m", "headrace.streams.broker", *where], cwd=ROOT)
+        eventually(lambda: accepts(self.address), 30)
+
+    def _send(self, sign: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(sign)
+
+    def pause(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+
+SLOW = pytest.mark.stack
+"""Another kind of what runs in `make test`."""
+BOTH = ["local", pytest.param("kafka", marks=SLOW)]
+
+
+@pytest.fixture(scope="module")
+def kafka_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """An Apache Kafka of these tests' own: they delete its topics."""
+    with kafka(tmp_path_factory.mktemp("kafka")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=BOTH)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Address]:
+    """Of an empty broker, the local one and Kafka in turn."""
+    if request.param == "local":
+        with broker_process(tmp_path / "broker") as found:
+            yield found
+        return
+    cluster: Cluster = request.getfixturevalue("kafka_here")
+    asyncio.run(_clear(cluster.address))
+    yield cluster.address
+
+
+async def _clear(address: Address) -> None:
+    async with Clients(address.bootstrap) as clients:
+        await clients.clear()
+
+
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    with broker_process(tmp_path / "broker") as address:
-        yield Scene(address, tmp_path)
+def scene(address: Address, tmp_path: Path) -> Scene:
+    return Scene(address, tmp_path)
 
 
 def told(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     """(status, last line) of a worker that ends by itself."""
     _, said = process.communicate(timeout=ENDS_WITHIN)
     return process.returncode, said.decode().strip().splitlines()[-1]
-
-
-SLOW = pytest.mark.stack
-"""Another kind of what runs in `make test`."""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +201,7 @@ def test_partitions_added_under_the_worker_end_it_with_a_sentence(scene: Scene) 
     ("name", "value", "why"),
     [
         ("delete.retention.ms", "3600000", "a disk that was away for longer would keep rows that are deleted"),
-        ("cleanup.policy", "delete", "rows of state would be deleted by their age"),
+        pytest.param("cleanup.policy", "delete", "rows of state would be deleted by their age", marks=SLOW),
     ],
 )
 def test_a_changelog_that_lets_go_what_state_rests_on_ends_the_worker_and_is_refused_until_it_is_set_right(
@@ -204,38 +267,130 @@ def test_a_full_disk_ends_the_worker_with_a_sentence_and_it_goes_on_once_there_i
     assert sorted((v["who"], v["total"]) for v in found) == [(key, n) for key in keys for n in (1, 2)]
 
 
-@pytest.mark.stack
+CREDENTIALS = "the broker at {at} refuses user 'ann' (SCRAM-SHA-512): check HEADRACE_USER and HEADRACE_PASSWORD"
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_wrong_credentials_end_the_worker_with_a_sentence(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secure = secured.local if kind == "local" else secured.apache
+    with secure(tmp_path) as broker:
+        broker.tell(monkeypatch)
+        scene = Scene(broker.secure, tmp_path)
+        broker.tell(monkeypatch, password="wrong")
+        with scene.worker() as worker:
+            status, said = told(worker)
+    assert status == FINAL
+    assert said.startswith(f"worker stopped: {CREDENTIALS.format(at=broker.secure.bootstrap)}")
+
+
+CHANGING = """
+import headrace as hr
+from datetime import datetime
+
+class Line(hr.Event, topic="lines", key="who", time="at"):
+    who: str
+    n: int
+    x: float
+    at: datetime
+
+class Lines(hr.Features, of=Line, by="who"):
+    total = hr.sum(hr.col.n, "{window}")
+    {more}
+
+class PerHour(hr.Features, of=Line, by="who", window=hr.tumbling("{pane}")):
+    total = hr.sum(hr.col.n)
+
+app = hr.App("changing", features=[Lines, PerHour], partitions={partitions})
+"""
+FIRST = {"window": "1h", "more": "", "pane": "1h", "partitions": "1"}
+
+
+def changing(folder: Path, **changes: str) -> Path:
+    """The program, with some of it changed."""
+    path = folder / "changing.py"
+    path.write_text(CHANGING.format(**FIRST | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": "2h"},
+        pytest.param({"pane": "2h"}, marks=SLOW),
+        pytest.param({"more": "lines = hr.count('1h')"}, marks=SLOW),
+    ],
+    ids=["a feature's window", "a window set's size", "a feature added"],
+)
+def test_a_changed_program_is_refused_with_a_sentence_and_goes_on_once_it_is_taken_back(
+    address: Address, tmp_path: Path, change: dict[str, str]
+) -> None:
+    scene = Scene(address, tmp_path, load(changing(tmp_path)).topics())
+    write(address, "lines", [line()])
+    with scene.worker(program=changing(tmp_path)):
+        eventually(lambda: scene.totals() == [1], 30)
+    write(address, "lines", [line()])
+    for _ in range(2):  # it is no better when it is started again
+        with scene.worker(program=changing(tmp_path, **change)) as worker:
+            status, said = told(worker)
+        assert status == FINAL
+        assert said == (
+            "worker stopped: the state of lines was made by another version of the program. To go on, take back what "
+            "was changed; to begin anew from the events on the log, run `headrace reset PROGRAM`"
+        )
+    assert scene.totals() == [1]
+    with scene.worker(program=changing(tmp_path)):
+        eventually(lambda: scene.totals() == [1, 2], 30)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [pytest.param("1", "2", id="too few"), pytest.param("2", "1", id="too many", marks=SLOW)],
+)
+def test_another_number_of_partitions_is_refused_before_anything_is_done(
+    address: Address, tmp_path: Path, there: str, wanted: str
+) -> None:
+    scene = Scene(address, tmp_path, load(changing(tmp_path, partitions=there)).topics())
+    write(address, "lines", [line("dora")])  # of both numbers she is in partition 0
+    with scene.worker(program=changing(tmp_path, partitions=wanted)) as worker:
+        status, said = told(worker)
+    assert status == FINAL
+    assert said == (
+        f"worker stopped: topic lines has {there} partitions in the log and {wanted} in the program: set "
+        f"partitions={there} in the program, or start with an empty log"
+    )
+    with scene.worker(program=changing(tmp_path, partitions=there)):
+        eventually(lambda: scene.totals("dora") == [1], 30)
+
+
+@SLOW
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_log_that_is_away_for_a_minute_is_waited_for(tmp_path: Path, stop: signal.Signals) -> None:
-    with stoppable_broker(tmp_path / "broker") as (address, process):
-        scene = Scene(address, tmp_path)
-        write(address, "lines", [line()])
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("kind", ["local", "kafka"])
+def test_a_log_that_is_away_for_a_minute_is_waited_for(tmp_path: Path, kind: str, how: str) -> None:
+    with contextlib.ExitStack() as life:
+        log: Local | Cluster
+        if kind == "kafka":
+            log = life.enter_context(kafka(tmp_path))
+        else:
+            log = Local(tmp_path / "broker")
+            log.start()
+            life.callback(log.kill)
+        scene = Scene(log.address, tmp_path)
+        write(log.address, "lines", [line()])
         with scene.worker() as worker:
             eventually(lambda: scene.totals() == [1], 30)
-            if stop is signal.SIGSTOP:
-                os.kill(process.pid, signal.SIGSTOP)
+            if how == "stopped":
+                log.pause()
                 time.sleep(60)
-                os.kill(process.pid, signal.SIGCONT)
-                after(scene, worker)
-                return
-            process.kill()
-            process.wait()
-            time.sleep(60)
-            command = [sys.executable, "-m", "headrace.streams.broker"]
-            where = ["--data", str(tmp_path / "broker"), "--port", str(address.port)]
-            again = subprocess.Popen([*command, *where], cwd=ROOT)
-            try:
-                eventually(lambda: accepts(address), 30)
-                after(scene, worker)
-            finally:
-                again.terminate()
-                again.wait(15)
-
-
-def after(scene: Scene, worker: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(Exception):
-        eventually(lambda: scene.totals() == [1], 30)
-    write(scene.address, "lines", [line()])
-    eventually(lambda: scene.totals() == [1, 2], 60)
-    assert worker.poll() is None, "the worker waited"
+                log.resume()
+            else:
+                log.kill()
+                time.sleep(60)
+                log.start()
+            with contextlib.suppress(Exception):
+                eventually(lambda: scene.totals() == [1], 30)
+            write(log.address, "lines", [line()])
+            eventually(lambda: scene.totals() == [1, 2], 60)
+            assert worker.poll() is None, "the worker waited"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from headrace.errors import StackError
 from headrace.stack import Stack
 from tests.headrace import poison
 from tests.scene import ROOT
+from tests.stack.kafka import kafka
 
 AT = datetime(2010, 1, 1, tzinfo=UTC)
 
@@ -31,14 +32,24 @@ def order(customer: str, quantity: int | None, hour: int) -> poison.Order:
     return poison.Order(customer, quantity, AT + timedelta(hours=hour))
 
 
+@pytest.fixture(params=["local", pytest.param("kafka", marks=pytest.mark.stack)])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
+    """The broker of a stack: one of its own, and Apache Kafka."""
+    if request.param == "local":
+        yield None
+        return
+    with kafka(tmp_path / "kafka") as cluster:
+        yield str(cluster.address)
+
+
 async def test_a_learner_that_fails_ends_the_stack_with_the_event_and_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     told: list[str] = []
     program = ROOT / "tests" / "headrace" / "poison.py"
-    async with Stack(program, data=tmp_path / "data", tell=told.append) as stack:
+    async with Stack(program, data=tmp_path / "data", broker=broker, tell=told.append) as stack:
         # The second order is a negative once the third shows that an hour has passed.
         events = [order("a", 1, 0), order("b", None, 1), order("c", 1, 3), order("d", 1, 5)]
         await asyncio.to_thread(_publish, str(stack.broker), events)

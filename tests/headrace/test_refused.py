@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from headrace.streams.admin import ensure_topics
 
 from tests.headrace import refusing
 from tests.scene import ROOT, broker_process
+from tests.stack.kafka import kafka
 
 PROGRAM = ROOT / "tests" / "headrace" / "refusing.py"
 AT = "2009-12-01T07:45:00Z"
@@ -144,11 +146,17 @@ async def read(address: Address, topic: str) -> list[Record]:
         await consumer.stop()
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Record]]]:
-    """What is on the topics once a worker has taken the whole table."""
+@pytest.fixture(scope="module", params=["local", pytest.param("kafka", marks=pytest.mark.stack)])
+def refused(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, list[Record]]]:
+    """What is on the topics once a worker has taken the whole table; on the local broker, and on Apache Kafka."""
     folder = tmp_path_factory.mktemp("refused")
-    with broker_process(folder / "broker") as address:
+    with contextlib.ExitStack() as life:
+        if request.param == "local":
+            address = life.enter_context(broker_process(folder / "broker"))
+        else:
+            address = life.enter_context(kafka(folder)).address
         asyncio.run(ensure_topics(address, refusing.app.topics()))
         for topic in TABLE:
             asyncio.run(publish(address, topic))
