@@ -172,20 +172,25 @@ class _Reader:
             return []
         tps = [TopicPartition(*p) for p in partitions]
         try:
-            return await self._fetch(tps, limit, wait)
-        except OffsetOutOfRangeError as error:
-            await self._to_beginning(error.args[0])
-            return []
+            got = await self._get(tps, limit, wait)
+            # The bound is over all of them, and the first may have used it up.
+            for tp in tps if got else ():
+                if tp not in got:
+                    got |= await self._get([tp], limit, 0.0)
+            return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"reading failed: {error}") from error
 
-    async def _fetch(self, tps: list[TopicPartition], limit: int, wait: float) -> list[Fetched]:
-        got = await self._consumer.getmany(*tps, timeout_ms=int(wait * 1000), max_records=limit)
-        # The bound is over all of them, and the first may have used it up.
-        for tp in tps if got else ():
-            if tp not in got:
-                got |= await self._consumer.getmany(tp, timeout_ms=0, max_records=limit)
-        return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
+    async def _get(self, tps: list[TopicPartition], limit: int, wait: float) -> dict[TopicPartition, list[object]]:
+        try:
+            found: dict[TopicPartition, list[object]] = await self._consumer.getmany(
+                *tps, timeout_ms=int(wait * 1000), max_records=limit
+            )
+        except OffsetOutOfRangeError as error:
+            # Caught here: what was got of the others before is the caller's, and never comes again.
+            await self._to_beginning(error.args[0])
+            return {}
+        return found
 
     async def _to_beginning(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Go on at the log's beginning where retention has moved it past the offset.

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from headrace.streams import kafka
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
@@ -558,6 +559,32 @@ def test_a_reader_goes_on_from_its_offset(ground: Ground) -> None:
         await commit(writer, [record(topic, "5")])
         assert await read(at_marker, here) == {here: [b"5"]}
         assert await read(await client.reader(here, offset=8), here) == {here: []}
+
+    ground.run(scenario)
+
+
+@pytest.mark.parametrize("log", EVERY_LOG[1:])
+def test_what_retention_took_of_one_partition_costs_the_others_nothing(
+    log: str, request: pytest.FixtureRequest
+) -> None:
+    ground = KafkaGround(request.getfixturevalue(log))
+    topic = ground.topic(4)
+    parts = [Partition(topic, n) for n in range(4)]
+
+    async def scenario(client: Client) -> None:
+        writer = await client.writer(f"owner-{topic}")
+        for text in ("0", "1", "2"):
+            await commit(writer, [record(topic, text, n) for n in range(4)])
+        admin = AIOKafkaAdminClient(bootstrap_servers=ground.address.bootstrap)
+        await admin.start()
+        try:
+            await admin.delete_records({TopicPartition(topic, 3): RecordsToDelete(before_offset=2)})
+        finally:
+            await admin.close()
+        # Partitions come in any order, and what came before the one that begins later could be dropped with it.
+        for _ in range(8):
+            found = await values(client, *parts)
+            assert found == {**dict.fromkeys(parts[:3], [b"0", b"1", b"2"]), parts[3]: [b"1", b"2"]}
 
     ground.run(scenario)
 
