@@ -255,24 +255,27 @@ class _Process:
         return "\n".join(f"  {line}" for line in self._last) or "  (it said nothing)"
 
     async def _copy(self, process: asyncio.subprocess.Process) -> None:
-        """Its output to the log file, which is turned over when it is full."""
+        """Its output to the log file. A disk that takes nothing costs lines of the log, and never the child: one whose
+        output nobody reads stands still at its next line."""
         assert process.stdout is not None
         partial = b""
-        with contextlib.ExitStack() as closing:
-            file = closing.enter_context(self.log.open("ab"))
-            while part := await process.stdout.read(64 * 1024):
-                file.write(part)
-                file.flush()
-                *lines, partial = (partial + part).split(b"\n")
-                partial = partial[-LINE_BYTES:]
-                for line in lines:
-                    self._line(line)
-                if file.tell() > LOG_BYTES:
-                    closing.close()
-                    self.log.replace(self.log.with_suffix(".log.1"))
-                    file = closing.enter_context(self.log.open("ab"))
+        while part := await process.stdout.read(64 * 1024):
+            with contextlib.suppress(OSError):
+                self._append(part)
+            *lines, partial = (partial + part).split(b"\n")
+            partial = partial[-LINE_BYTES:]
+            for line in lines:
+                self._line(line)
         if partial:
             self._line(partial)
+
+    def _append(self, part: bytes) -> None:
+        """To the log file, which is turned over when it is full."""
+        with self.log.open("ab") as file:
+            file.write(part)
+            size = file.tell()
+        if size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
 
     def _line(self, line: bytes) -> None:
         text = line[-LINE_BYTES:].decode(errors="replace").rstrip()

@@ -58,6 +58,21 @@ async def test_a_note_of_a_child_is_told_and_its_other_lines_are_not(tmp_path: P
         await running.stop()
 
 
+async def test_a_child_goes_on_where_the_disk_takes_no_log(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "child.log").symlink_to("/dev/full")
+    # More than a pipe holds: it would stand still in the middle, if nobody read.
+    chatter = "print('ready', flush=True); [print('x' * 1000, flush=True) for _ in range(500)]; "
+    running = Supervisor(tmp_path, tell=told.append)
+    try:
+        await running.start(child(chatter + "print('note: said it all', flush=True); import time; time.sleep(60)"))
+        await until(lambda: told == ["the child: said it all"])
+        os.kill(running.pids["child"], signal.SIGKILL)
+        await until(lambda: "the child is back" in told)
+    finally:
+        await running.stop()
+
+
 async def test_a_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
     running = Supervisor(tmp_path)
     try:
