@@ -249,26 +249,24 @@ class Runner:
 
     async def _check_log(self) -> None:
         """Raises LogLost where the log lacks what this task has read of it, or written to it."""
-        task = self.task
-        inputs = {i.partition: i.position for i in task.inputs}
-        reached = {task.changelog: task.position, **inputs}
+        inputs = {i.partition: i.position for i in self.task.inputs}
         until = self.clock.now() + LOST_AFTER
         while True:
-            ends = await self.log.ends(list(reached))
-            lost = {p: offset for p, offset in reached.items() if offset > ends.get(p, 0)}
+            ends = await self.log.ends(list(inputs))
+            lost = {p: offset for p, offset in inputs.items() if offset > ends.get(p, 0)}
             if not lost or self.clock.now() >= until:
                 break
             await self.clock.sleep(RETRY_FIRST)
         for partition, offset in lost.items():
             raise self._lost(partition, f"ends at offset {ends.get(partition, 0):,}", f"reflects it up to {offset:,}")
-        if not any(inputs.values()):
-            # State and offsets are committed together: where there is no state, nothing was taken.
-            taken = await self.log.committed(self.group, list(inputs))
-            if any(taken.values()) and (await self.log.ends([task.changelog])).get(task.changelog, 0) > task.position:
-                raise Fenced(f"a newer owner has taken over task {task.name}-{task.number} and committed")
-            for partition, offset in taken.items():
-                if offset:
-                    raise self._lost(task.changelog, "is empty", f"is of {partition.topic} up to offset {offset:,}")
+        # State and offsets are committed together: one that is behind has lost its end.
+        taken = await self.log.committed(self.group, list(inputs))
+        if ahead := {p: offset for p, offset in taken.items() if offset > inputs[p]}:
+            assert self._writer is not None
+            await self._write_barrier(self._writer)  # raises Fenced where a newer owner has committed meanwhile
+            for p, offset in ahead.items():
+                has = f"tells of {p.topic} up to offset {inputs[p]:,}" if any(inputs.values()) else "is empty"
+                raise self._lost(self.task.changelog, has, f"is of {p.topic} up to offset {offset:,}")
 
     def _lost(self, partition: Partition, has: str, state: str) -> LogLost:
         return LogLost(

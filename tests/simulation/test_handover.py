@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -163,6 +163,54 @@ def test_a_changelog_made_again_empty_is_noticed_where_no_store_is_left() -> Non
         with pytest.raises(LogLost, match=says):
             await work(log, MemoryStore())
         assert len(log.committed_records("totals")) == 1
+
+    play(world, scenario())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_changelog_that_lost_its_end_is_noticed_and_nothing_is_published_twice(kept: bool) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    store = MemoryStore()
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 1, 0))
+        await work(log, store)
+        written = len(log.partitions[CHANGES])
+        log.publish(event("payments", "b", 1, 1))
+        await work(log, store)
+        del log.partitions[CHANGES][written:]
+        says = r"totals.changelog, partition 0, tells of payments up to offset 1, .* is of payments up to offset 2"
+        with pytest.raises(LogLost, match=says):
+            await work(log, store if kept else MemoryStore())
+        assert len(log.committed_records("totals")) == 2
+
+    play(world, scenario())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_task_whose_newer_owner_committed_while_it_was_starting_is_fenced_and_takes_nothing_for_lost(
+    before: int,
+) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+
+    class Overtaken(SimulatedLog):
+        """Where one that starts is overtaken as soon as it has restored."""
+
+        async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
+            log.publish(event("payments", "b", 1, 1))
+            await work(log, MemoryStore())
+            return await super().committed(group, partitions)
+
+    async def scenario() -> None:
+        for _ in range(before):
+            log.publish(event("payments", "a", 1, 0))
+            await work(log, MemoryStore())
+        late = Overtaken(world, log.faults, log.partitions, log.groups, log.ids, log.open, log.waiting)
+        with pytest.raises(Fenced):
+            await work(late, MemoryStore())
+        assert len(log.committed_records("totals")) == before + 1
 
     play(world, scenario())
 
