@@ -206,8 +206,7 @@ class Fleet:
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             while not self._stopping.is_set():
-                generation = self.assignment.generation if self.assignment else -1
-                news = asyncio.create_task(self.membership.next(generation))
+                news = asyncio.create_task(self.membership.next(self.assignment))
                 living = [p.living for p in self._places.values()]
                 await asyncio.wait([news, stopping, *living], return_when=asyncio.FIRST_COMPLETED)
                 self._clear()

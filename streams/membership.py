@@ -27,7 +27,12 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.protocol.group import LeaveGroupRequest
 from headrace.streams.address import Address, client_options
 from headrace.streams.diagnosis import diagnose
@@ -102,6 +107,10 @@ class _Sharing(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka is 
         claims = {name: msgspec.json.decode(m.user_data, type=Claim) for name, m in members.items()}
         topics = sorted({t for claim in claims.values() for t in claim.topics})
         partitions = {t: len(cluster.partitions_for_topic(t) or ()) for t in topics}
+        if unknown := [t for t, count in partitions.items() if not count]:
+            # A node that does not know a new topic yet: nobody would be given its tasks, until minutes later the topics
+            # are looked at again. Another leader, or this one in a second, asks another node.
+            raise UnknownTopicOrPartitionError(f"a node of the log does not know {', '.join(unknown)}")
         return {name: _encoded(p) for name, p in share(claims, partitions, self._standbys).items()}
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
@@ -169,14 +178,17 @@ class Membership:
         self._thread.start()
         await asyncio.to_thread(self._ready.wait)
 
-    async def next(self, generation: int) -> Assignment:
-        """The assignment, once it is newer than a generation. Raises GroupRefused, and BadSecurity where the log lets
-        this user in no more: a worker without tasks has nothing else that would find out."""
+    async def next(self, known: Assignment | None = None) -> Assignment:
+        """The assignment, once it is another than the one known. Raises GroupRefused, and BadSecurity where the log
+        lets this user in no more: a worker without tasks has nothing else that would find out.
+
+        Its generation alone would not tell: a group that its log has lost counts from the beginning again.
+        """
         while True:
             self._changed.clear()
             if self._refused is not None:
                 raise self._refused
-            if self.assignment is not None and self.assignment.generation != generation:
+            if self.assignment is not None and self.assignment != known:
                 return self.assignment
             await self._changed.wait()
 
@@ -188,6 +200,8 @@ class Membership:
         does not.
         """
         assert self._there is not None
+        if self._refused is not None:
+            raise self._refused
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._confirmed(), self._there))
         assert self.assignment is not None
         return self.assignment

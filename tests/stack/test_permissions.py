@@ -54,6 +54,6 @@ async def test_a_group_that_may_not_be_joined_is_told(guarded: Cluster) -> None:
     await member.start()
     try:
         with pytest.raises(GroupRefused, match=r"does not let this user join the group shut\.workers .*allow READ"):
-            await member.next(-1)
+            await member.next()
     finally:
         await member.stop()

@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiokafka.cluster import ClusterMetadata
 from headrace.streams.address import Address
 from headrace.streams.broker import Broker, users
 from headrace.streams.errors import BadSecurity, WrongCredentials
+from headrace.streams.log import Partition
 from headrace.streams.membership import SESSION, Assignment, Membership
 from headrace.streams.sharing import Claim
 
 from tests import secured
-from tests.scene import free_port, fresh
+from tests.scene import eventually, free_port, fresh
 from tests.shop import ORDERS
 
 _numbers = itertools.count(1)
@@ -48,17 +50,17 @@ def group() -> str:
 
 async def holds(one: Membership, count: int, after: int = -1) -> Assignment:
     """Its assignment, once it has so many tasks, in a generation after another."""
-    now = await one.next(-1)
+    now = await one.next()
     async with asyncio.timeout(30):
         while now.generation <= after or len(now.running) != count:
-            now = await one.next(now.generation)
+            now = await one.next(now)
     return now
 
 
 async def test_a_lone_worker_has_every_task_at_once_and_leads(broker: Address, group: str, topic: str) -> None:
     async with member(broker, group, topic) as one:
         began = time.monotonic()
-        assignment = await one.next(-1)
+        assignment = await one.next()
         assert {p.number for p in assignment.running} == {0, 1, 2, 3}
         assert assignment.leader
         assert time.monotonic() - began < SESSION / 2, "it does not wait for others"
@@ -95,12 +97,12 @@ async def test_one_whose_thread_falls_silent_is_taken_for_dead_and_comes_back(
 
 async def test_the_next_process_of_a_dead_worker_buries_it(broker: Address, group: str, topic: str) -> None:
     async with member(broker, group, topic) as dead:
-        name = (await dead.next(-1)).member
+        name = (await dead.next()).member
         assert dead._there is not None
         dead._there.call_soon_threadsafe(time.sleep, SESSION / 2)
         began = time.monotonic()
         async with member(broker, group, topic, earlier=name) as heir:
-            assert len((await heir.next(-1)).running) == 4
+            assert len((await heir.next()).running) == 4
             assert time.monotonic() - began < SESSION / 2, "it does not wait for the end of the session"
 
 
@@ -111,7 +113,7 @@ async def test_a_worker_outlives_its_broker(tmp_path_factory: pytest.TempPathFac
         topic = (await asyncio.to_thread(fresh, address, ORDERS, 4)).name
         one = Membership(address, group, [topic])
         await one.start()
-        assert len((await one.next(-1)).running) == 4
+        assert len((await one.next()).running) == 4
     asking = asyncio.create_task(one.confirm())
     await asyncio.sleep(1.0)
     assert not asking.done(), "while the log is away nobody says whose the tasks are"
@@ -142,9 +144,9 @@ async def test_one_that_is_let_in_no_more_is_told_also_without_a_task(
         serving.enter_context(secured.process(tmp_path / "broker", address, ["--users", str(known)]))
         topic = (await asyncio.to_thread(fresh, address, ORDERS, 1)).name
         async with member(address, group, topic) as one, member(address, group, topic) as other:
-            theirs, mine = await other.next(-1), await one.next(-1)
+            theirs, mine = await other.next(), await one.next()
             while mine.generation < theirs.generation:
-                mine = await one.next(mine.generation)
+                mine = await one.next(mine)
             assert len(mine.running) + len(theirs.running) == 1
             serving.close()
             users.set_password(known, "ann", "new")
@@ -160,4 +162,42 @@ async def test_settings_that_became_unusable_are_told_when_the_group_is_sought_a
     monkeypatch.setenv("HEADRACE_USER", "ann")
     async with member(broker, group, topic) as one, asyncio.timeout(10):
         with pytest.raises(BadSecurity, match="HEADRACE_USER is set and HEADRACE_PASSWORD is not"):
-            await one.next(-1)
+            await one.next()
+
+
+async def test_a_portion_of_a_group_that_counts_anew_is_news(group: str) -> None:
+    one = Membership(Address("127.0.0.1", 1), group, ["orders"])
+    await one.start()
+    half = Assignment(1, "before", frozenset({Partition("orders", 0)}), frozenset(), False)
+    every = Assignment(1, "after", frozenset(Partition("orders", n) for n in range(2)), frozenset(), True)
+    one._deliver(half)
+    assert await one.next() == half
+    waiting = asyncio.create_task(one.next(half))
+    one._deliver(every)
+    async with asyncio.timeout(5):
+        assert await waiting == every
+    await one.stop()
+
+
+async def test_a_topic_that_one_node_does_not_know_yet_leaves_no_task_without_a_worker(
+    broker: Address, group: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, asked = ClusterMetadata.partitions_for_topic, 0
+
+    def at_first_unknown(self: ClusterMetadata, name: str) -> set[int] | None:
+        nonlocal asked
+        asked += name == topic
+        return None if name == topic and asked < 3 else known(self, name)
+
+    monkeypatch.setattr(ClusterMetadata, "partitions_for_topic", at_first_unknown)
+    async with asyncio.timeout(20), member(broker, group, topic) as one:
+        await holds(one, 4)
+    assert asked >= 3
+
+
+async def test_a_group_whose_log_does_not_know_its_topics_says_so(
+    broker: Address, group: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = "a node of the log does not know no.such.changelog"
+    async with member(broker, group, "no.such.changelog"):
+        await asyncio.to_thread(eventually, lambda: says in caplog.text)
