@@ -377,13 +377,15 @@ class Runner:
 
         Raises StateError, LogUnavailable when the log stays away, and Fenced where nobody can say whose the task is.
         """
-        retries, wait = 0, RETRY_FIRST
+        retries, wait, commits = 0, RETRY_FIRST, self.progress.commits
         while not self._stopping:
             try:
                 await self.start()
                 while not self._stopping:
-                    if await self.step():
-                        retries, wait = 0, RETRY_FIRST
+                    await self.step()
+                    # Not rows taken: what publishes ahead of a commit that never comes would do so for ever.
+                    if self.progress.commits > commits:
+                        retries, wait, commits = 0, RETRY_FIRST, self.progress.commits
                 await self.settle()
                 break
             except Fenced:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
 from headrace.streams import runner
 from headrace.streams.batch import Record
-from headrace.streams.errors import Fenced, LogLost
+from headrace.streams.errors import Fenced, LogLost, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Partition, Turns, Writer
 from headrace.streams.runner import LOST_AFTER, Progress, Runner
 from headrace.streams.store import MemoryStore
@@ -211,6 +211,33 @@ def test_a_task_whose_newer_owner_committed_while_it_was_starting_is_fenced_and_
         with pytest.raises(Fenced):
             await work(late, MemoryStore())
         assert len(log.committed_records("totals")) == before + 1
+
+    play(world, scenario())
+
+
+def test_a_task_that_publishes_ahead_gives_up_too_where_no_commit_comes_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    monkeypatch.setattr(runner, "MAX_RETRIES", 3)
+    commit = Turns.commit
+
+    async def refused(self: Turns, group: str, offsets: Mapping[Partition, int]) -> None:
+        if offsets:
+            raise TransactionUnknown("the group takes no offsets")
+        await commit(self, group, offsets)
+
+    monkeypatch.setattr(Turns, "commit", refused)
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 1, 0))
+        task, follows = build(0, MemoryStore())
+        ahead = frozenset({"totals"})
+        mine = Runner(task, log, world, STAGE.group, follows, idle_after=0.0, ahead=ahead, wall=world.wall)
+        with pytest.raises(LogUnavailable, match=r"gave up after 3 attempts: the group takes no offsets"):
+            await mine.run()
+        assert len(log.committed_records("totals")) == 4
 
     play(world, scenario())
 
