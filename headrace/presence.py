@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from headrace.streams.address import Address, client_options
-from headrace.streams.errors import LogUnavailable
+from headrace.streams.errors import StreamsError
 from headrace.streams.log import Log, Partition
 from headrace.streams.workers import TELL_EVERY, WORKERS, WorkerStatus
 
@@ -84,7 +84,7 @@ class Presence:
                     self._producer = producer
                 await self._producer.send_and_wait(WORKERS, value, key=worker.encode(), partition=0)
             self._silent = False
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, OSError, TimeoutError, StreamsError) as error:
             if not self._silent:
                 logger.warning("the topic %s does not take this worker's state, its tasks go on: %r", WORKERS, error)
             self._silent = True
@@ -109,7 +109,7 @@ class Cleaner:
             try:
                 if self._leads():
                     await self._lead()
-            except LogUnavailable as error:
+            except StreamsError as error:
                 logger.info("the topic %s is not cleaned now: %s", WORKERS, error)
             await asyncio.sleep(CLEAN_EVERY)
 

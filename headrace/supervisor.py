@@ -189,8 +189,8 @@ class _Process:
 
     async def start(self) -> None:
         self._ready.clear()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *self.child.argv,

@@ -243,7 +243,7 @@ class Worker(Service):
 
 
 async def serve(app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
-    """Run a worker until SIGTERM or SIGINT, or until a task fails for good: then its error is raised.
+    """Run a worker until SIGTERM or SIGINT, or until a task or a part of it fails for good: then its error is raised.
 
     The first signal ends it in order, the second at once: what is open is aborted by whoever takes over.
     """
@@ -257,16 +257,20 @@ async def serve(app: App, broker: str, data: Path, metrics_url: str = "", progra
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    stopped = asyncio.create_task(stopping.wait())
+    waiting = [asyncio.create_task(e.wait()) for e in (stopping, worker._crashed)]
     try:
         await worker.start()
-        either: list[asyncio.Future[Any]] = [worker.ended, stopped]
+        either: list[asyncio.Future[Any]] = [worker.ended, *waiting]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopped.cancel()
+        for one in waiting:
+            one.cancel()
         await worker.stop()
     if worker.ended.done():
         worker.ended.result()
+    # What failed where nobody foresaw it: without that part the worker would go on, and tell that it is stopping.
+    if worker.crash_reason is not None:
+        raise worker.crash_reason
 
 
 def _report(fleet: Fleet) -> None:
