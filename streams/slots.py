@@ -25,13 +25,19 @@ class Slot:
     def __init__(self, data: Path) -> None:
         for number in range(MAX_SLOTS):
             path = data / "workers" / str(number)
-            path.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise _unusable(path, error) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
                 continue
+            except OSError as error:
+                os.close(fd)
+                raise _unusable(path, error) from error
             self.path, self._fd = path, fd
             return
         raise StateError(
@@ -62,3 +68,10 @@ class Slot:
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+def _unusable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"a worker's folder {path} cannot be made or locked ({error.strerror}): see that the disk has room and takes "
+        f"files and locks of this user, or give another folder with --data"
+    )

@@ -95,28 +95,41 @@ class RocksStore:
             path.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(path), options, access_type=AccessType.read_write())
         except Exception as error:
-            if "lock" in str(error).lower():
+            if f"{path}/LOCK" in str(error):
                 raise StateError(f"another process holds the state in {path}; stop it first") from error
             if "no space" in str(error).lower() or "too large" in str(error).lower():
                 raise StateError(
                     f"the state in {path} cannot be opened ({error}); free room on the disk, then start again"
                 ) from error
-            raise StateError(
-                f"the state in {path} cannot be opened ({error}); "
-                f"delete the folder and it is rebuilt from the changelog"
-            ) from error
+            raise _damaged(path, error) from error
 
     def get(self, key: bytes) -> bytes | None:
-        value = self._db.get(key)
+        try:
+            value = self._db.get(key)
+        except Exception as error:
+            raise _damaged(self._path, error) from error
         return value if value is None else bytes(value)
 
     def rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        cut = len(prefix)
+        cut, key = len(prefix), prefix
         found: Any = self._db.items(from_key=prefix)  # in raw mode, all are bytes
         for key, value in found:
             if not key.startswith(prefix):
                 return
             yield key[cut:], value
+        self._check_end(key)
+
+    def _check_end(self, last: bytes) -> None:
+        """Raises StateError where rows come after the last that was read: at a block that it cannot read, RocksDB ends
+        an iteration as at the end, and says why only when it is asked."""
+        rest = self._db.iter()
+        rest.seek(last)
+        if rest.valid():
+            rest.next()
+        try:
+            rest.status()
+        except Exception as error:
+            raise _damaged(self._path, error) from error
 
     def write(self, changes: Iterable[Change]) -> None:
         batch = WriteBatch(raw_mode=True)
@@ -145,3 +158,9 @@ class RocksStore:
         # What a full disk does not take now is in the changelog.
         with contextlib.suppress(Exception):
             self._db.close()
+
+
+def _damaged(path: Path, error: Exception) -> StateError:
+    return StateError(
+        f"the state in {path} cannot be read ({error}); delete the folder and it is rebuilt from the changelog"
+    )
