@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from headrace.streams.errors import LogUnavailable
 from headrace.streams.log import Fetched, Log, Partition
 from headrace.streams.store import Store
 from headrace.streams.task import MARK, Mark
@@ -14,22 +15,35 @@ FETCH_ROWS = 2_000
 WAIT = 0.1
 """Seconds for records to come. A transaction's marker at the end brings none, so this is what each partition costs."""
 
+WAITS = 30.0
+"""Seconds without a record before the end, after which the log is taken for away: whoever asked should be told."""
+
 LOOK_BACK = 64
 """Records before a changelog's end among which its newest mark is looked for first. Each commit ends with one; behind
 it lie a marker or two, and whatever an aborted transaction left."""
 
 
 async def records(log: Log, partition: Partition, end: int | None = None, begin: int = 0) -> AsyncIterator[Fetched]:
-    """Everything committed in a partition from an offset to another; `end` left out, to its present end."""
+    """Everything committed in a partition from an offset to another; `end` left out, to its present end.
+
+    Raises LogUnavailable, also where the log does not come to the end.
+    """
     if end is None:
         end = (await log.ends([partition]))[partition]
     reader = await log.reader({partition: begin})
-    position = begin
+    position, in_vain = begin, 0
     try:
         while position < end:
+            reached = position
             for fetched in await reader.fetch([partition], FETCH_ROWS, WAIT):
                 position = fetched.next_offset
                 yield before(fetched, end)
+            in_vain = 0 if position > reached else in_vain + 1
+            if in_vain * WAIT > WAITS:
+                raise LogUnavailable(
+                    f"{partition.topic}, partition {partition.number}, gives nothing from offset {position:,} on, and "
+                    f"ended at {end:,} when reading began: see that its broker is up, then try again"
+                )
     finally:
         await reader.close()
 
