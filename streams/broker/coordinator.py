@@ -44,6 +44,7 @@ class GroupCoordinator:
         self._store = store
         self._limits = limits
         self._groups: dict[str, Group] = {}
+        self._vacant_since: dict[str, int] = {}
         self._offsets: dict[str, dict[Place, Committed]] = {}
         for key, value in store.scan(b"o"):
             group, topic, partition = split_offset_key(key)
@@ -160,13 +161,16 @@ class GroupCoordinator:
         change.delete_prefix(group_prefix(group_id))
         self._store.commit(change)
         self._groups.pop(group_id, None)
+        self._vacant_since.pop(group_id, None)
         self._offsets.pop(group_id, None)
 
     def tick(self, now_ms: int) -> None:
         for group_id, group in tuple(self._groups.items()):
             group.tick(now_ms)
-            if group.vacant and group_id not in self._offsets:
-                del self._groups[group_id]
+            if not group.vacant or group_id in self._offsets:
+                self._vacant_since.pop(group_id, None)
+            elif now_ms - self._vacant_since.setdefault(group_id, now_ms) >= self._limits.vacant_group_ms:
+                del self._groups[group_id], self._vacant_since[group_id]
 
 
 def check_group_id(group_id: str) -> None:

@@ -58,6 +58,8 @@ class Limits:
     batch_file_bytes: int = 64 * 1024 * 1024
     # Idempotent producers not heard of for a day are forgotten, as Kafka's producer.id.expiration.ms.
     producer_expiry_ms: int = 86_400_000
+    # A group without members and offsets is forgotten after this; Kafka looks every ten minutes.
+    vacant_group_ms: int = 60_000
     # How often deadlines of groups and transactions are looked at: half of it is the mean delay of a
     # time-out.
     deadline_check_ms: int = 50
