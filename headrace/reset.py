@@ -32,7 +32,7 @@ from headrace.errors import NoBroker, ResetError
 from headrace.models.versions import REGISTRY
 from headrace.running import BROKER
 from headrace.stack import broker_alone
-from headrace.state import newest_mark, rebuild
+from headrace.state import rebuild
 from headrace.streams import removal
 from headrace.streams.address import Address, parse_address
 from headrace.streams.admin import ensure_topics
@@ -228,15 +228,14 @@ def _owner(changelog: Partition) -> str:
 
 
 async def begin(log: Log, changelogs: Sequence[Partition]) -> None:
-    """Step 1: mark every task that has state, and fence whoever still runs it."""
+    """Step 1: mark every task, so that none starts before the end, and fence whoever still runs one."""
     unfinished = msgspec.json.encode(Mark([], [], NEVER, RESETTING))
     for changelog in changelogs:
         writer = await log.writer(_owner(changelog))
         try:
-            if await newest_mark(log, changelog) is not None:
-                await writer.begin()
-                await writer.send([Record(changelog.topic, MARK, unfinished, changelog.number)], changelog.number)
-                await writer.commit(changelog.topic.removesuffix(CHANGELOG), {})
+            await writer.begin()
+            await writer.send([Record(changelog.topic, MARK, unfinished, changelog.number)], changelog.number)
+            await writer.commit(changelog.topic.removesuffix(CHANGELOG), {})
         finally:
             await writer.close()
 
@@ -268,8 +267,7 @@ async def empty(log: Log, changelog: Partition) -> None:
 async def finish(log: Log, changelogs: Sequence[Partition]) -> None:
     """Step 5, its end: from here on a task may start."""
     for changelog in changelogs:
-        if await newest_mark(log, changelog) is not None:
-            await _delete(log, changelog, iter([MARK]))
+        await _delete(log, changelog, iter([MARK]))
 
 
 async def _delete(log: Log, changelog: Partition, keys: Iterator[bytes]) -> None:

@@ -21,7 +21,7 @@ from aiokafka.errors import (
 )
 from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Record
-from headrace.streams.closing import stop
+from headrace.streams.closing import CLOSE_WITHIN, stop
 from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
@@ -269,7 +269,7 @@ class _Sender:
 
     async def close(self) -> None:
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            await asyncio.wait_for(self._producer.stop(), ANSWER_WITHIN)
+            await asyncio.wait_for(self._producer.stop(), CLOSE_WITHIN)
 
     async def _ask(self, awaitable: object) -> object:
         try:

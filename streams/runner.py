@@ -51,12 +51,13 @@ would keep the row for ever."""
 STALE_AFTER = TOMBSTONES_KEPT / 2
 """Seconds after which a store that is behind is made again from nothing: half, for a restore takes time too."""
 
-
 RESTORE_WAITS = 30.0
 """Seconds that a restore waits for records that the log has said to have; then the task starts again."""
 
-LOST_AFTER = 5.0
-"""Seconds for which the log may end before what was read of it: a new leader needs a moment to know how far it is."""
+LOST_AFTER = 30.0
+"""Seconds for which the log may end before what was read of it: a new leader needs a moment to know how far it is, and
+a node that is cut off from its cluster, and not from this worker, tells an old end until it notices. Who is told that
+data is lost is not started again, so it is not said in haste."""
 
 
 class Clock(Protocol):
@@ -250,13 +251,18 @@ class Runner:
     async def _check_log(self) -> None:
         """Raises LogLost where the log lacks what this task has read of it, or written to it."""
         inputs = {i.partition: i.position for i in self.task.inputs}
-        until = self.clock.now() + LOST_AFTER
+        until, wait = self.clock.now() + LOST_AFTER, RETRY_FIRST
         while True:
             ends = await self.log.ends(list(inputs))
             lost = {p: offset for p, offset in inputs.items() if offset > ends.get(p, 0)}
             if not lost or self.clock.now() >= until:
                 break
-            await self.clock.sleep(RETRY_FIRST)
+            if self._stopping:
+                return
+            if wait == RETRY_FIRST:
+                logger.warning("task %s-%d waits for the log, which ends too early", self.task.name, self.task.number)
+            await self.clock.sleep(wait)
+            wait = min(2 * wait, RETRY_LAST)
         for partition, offset in lost.items():
             raise self._lost(partition, f"ends at offset {ends.get(partition, 0):,}", f"reflects it up to {offset:,}")
         # State and offsets are committed together: one that is behind has lost its end.
