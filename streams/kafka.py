@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
@@ -21,7 +20,7 @@ from aiokafka.errors import (
 )
 from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Record
-from headrace.streams.closing import CLOSE_WITHIN, stop
+from headrace.streams.closing import stop
 from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
@@ -93,8 +92,7 @@ class KafkaLog:
                 await self._start(producer.start())
         except BaseException:
             for producer in producers:
-                with contextlib.suppress(Exception):
-                    await producer.stop()
+                await stop(producer)
             raise
         return producers
 
@@ -268,8 +266,7 @@ class _Sender:
         return sent  # type: ignore[return-value]
 
     async def close(self) -> None:
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            await asyncio.wait_for(self._producer.stop(), CLOSE_WITHIN)
+        await stop(self._producer)
 
     async def _ask(self, awaitable: object) -> object:
         try:

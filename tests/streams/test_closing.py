@@ -1,4 +1,4 @@
-"""Closing consumers while the broker is away."""
+"""Closing clients while the broker is away."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import time
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
+from headrace.streams import closing
 from headrace.streams.closing import stop
 
 from tests import shop
@@ -35,3 +37,30 @@ def test_a_consumer_that_waits_for_a_lost_broker_is_closed_without_ending_its_ca
             consumer = runner.run(reading(address))
         assert runner.run(closed(consumer)) < 3
         assert not any(connection.connected() for connection in consumer._client._conns.values())
+
+
+def test_a_producer_that_cannot_send_its_last_batch_is_closed_with_its_connections_and_its_sender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "CLOSE_WITHIN", 0.5)
+
+    async def sending(address: Address) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(bootstrap_servers=address.bootstrap, enable_idempotence=True, retry_backoff_ms=20)
+        await producer.start()
+        await producer.send_and_wait("orders", b"1")
+        return producer
+
+    async def closed(producer: AIOKafkaProducer) -> float:
+        sent = await producer.send("orders", b"2")
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        began = time.monotonic()
+        await stop(producer)
+        return time.monotonic() - began
+
+    with asyncio.Runner() as runner:
+        with broker_process(tmp_path / "log") as address:
+            runner.run(ensure_topics(address, [shop.ORDERS]))
+            producer = runner.run(sending(address))
+        assert runner.run(closed(producer)) < 3
+        assert producer._sender.sender_task.done()
+        assert not any(connection.connected() for connection in producer.client._conns.values())
