@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from headrace.streams import closing
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams import closing
 from headrace.streams.closing import stop
 
 from tests import shop
