@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,9 +106,12 @@ class _Place:
             await asyncio.wait([doing])
             self.warm = False
             if self.runner is not None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.runner.close(), CLOSE_WITHIN)
+                # What takes longer goes on beside: its clients end by themselves, and each would be left open.
+                closing = asyncio.create_task(self.runner.close())
+                self.fleet.closing.add(closing)
+                closing.add_done_callback(self.fleet.closing.discard)
                 self.runner = None
+                await asyncio.wait([closing], timeout=CLOSE_WITHIN)
             task.close()
         if not doing.cancelled():
             doing.result()
@@ -174,6 +176,7 @@ class Fleet:
         self._tasks = [Partition(s.changelog, n) for s in stages for n in range(s.partitions)]
         self._places: dict[Partition, _Place] = {}
         self._stopping = asyncio.Event()
+        self.closing: set[asyncio.Task[None]] = set()
         membership.claim = Claim(tuple(sorted(self._stages)), kept=slot.kept(self._tasks))
 
     @property

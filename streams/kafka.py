@@ -249,6 +249,9 @@ class _Sender:
                     f"a record of {len(largest.value or b''):,} bytes, key {largest.key!r}, is larger than "
                     f"{partition.topic} takes: raise max.message.bytes of that topic, then start the worker again"
                 ) from None
+            if stored.offset < 0:  # type: ignore[attr-defined]
+                # The broker has it already, and does not say where: the position after it is found by starting again.
+                raise LogUnavailable(f"{partition.topic} has a batch already that was sent again, and tells no offset")
             ends[partition] = stored.offset + count  # type: ignore[attr-defined]
         return ends
 

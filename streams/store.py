@@ -138,21 +138,28 @@ class RocksStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        try:
+        with self._writing():
             self._db.write(batch)
+
+    def empty(self) -> None:
+        with self._writing():
+            self._db.delete_range(b"", _LAST)
+
+    def ordering(self, on: bool) -> None:
+        if on != self._ordering:
+            with self._writing():
+                self._db.set_options({"disable_auto_compactions": str(not on).lower()})
+            self._ordering = on
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             raise StateError(
                 f"the state in {self._path} cannot be written ({error}); see that the disk has room and works, then "
                 f"start the worker again: nothing is lost, it goes on from what the log has"
             ) from error
-
-    def empty(self) -> None:
-        self._db.delete_range(b"", _LAST)
-
-    def ordering(self, on: bool) -> None:
-        if on != self._ordering:
-            self._db.set_options({"disable_auto_compactions": str(not on).lower()})
-            self._ordering = on
 
     def close(self) -> None:
         # What a full disk does not take now is in the changelog.

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
 from headrace.streams import kafka
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
@@ -638,3 +640,20 @@ def test_a_commit_without_an_answer_is_unknown_and_settled_once_the_writer_is_op
             assert await values(client, one, two) == found  # what was under way does not arrive any more
 
     stoppable.run(scenario)
+
+
+def test_a_batch_that_the_broker_had_already_gives_no_position() -> None:
+    class Producer:
+        """A producer that was told DUPLICATE_SEQUENCE_NUMBER: aiokafka takes it for written, with no offset known."""
+
+        def create_batch(self) -> BatchBuilder:
+            return BatchBuilder(1000, 0, is_transactional=False)
+
+        async def send_batch(self, *_: object, **__: object) -> asyncio.Future[object]:
+            sent: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            sent.set_result(RecordMetadata("t", 0, TopicPartition("t", 0), -1, None, 0, None))
+            return sent
+
+    sender = kafka._Sender(Producer())
+    with pytest.raises(LogUnavailable, match="tells no offset"):
+        asyncio.run(sender.send([Record("t", None, b"1")], 0))

@@ -67,3 +67,13 @@ def test_a_worker_without_a_place_for_its_folder_says_so(tmp_path: Path) -> None
     (tmp_path / "workers").touch()
     with pytest.raises(StateError, match=r"workers/0 cannot be made or locked \(.*\): .* --data"):
         Slot(tmp_path)
+
+
+@pytest.mark.parametrize("act", [lambda s: s.empty(), lambda s: s.ordering(False), lambda s: s.write([(b"k", b"v")])])
+def test_a_state_that_cannot_be_written_is_told_with_its_folder(
+    tmp_path: Path, act: Callable[[RocksStore], None]
+) -> None:
+    store = RocksStore(tmp_path / "state")
+    store._db.close()  # as where RocksDB refuses after an error of the disk
+    with pytest.raises(StateError, match=r"state cannot be written .*start the worker again"):
+        act(store)
