@@ -22,6 +22,7 @@ from headrace.streams.errors import InvalidEvent, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.publisher import Publishable, Publisher, Receipt, Row, encode
 from headrace.streams.subscription import Message, Start, Subscription, parse_start
+from headrace.streams.topics import derived, derived_topic
 
 __all__ = ["AsyncConnection", "Connecting", "Connection", "Message", "Published", "Receipt", "connect"]
 
@@ -32,6 +33,10 @@ CHUNK = 2000
 """Events that are encoded and sent together; a failure is told after this many at the latest."""
 IN_FLIGHT = 4
 """Chunks that wait for their acknowledgement. With more, memory grows and nothing gets faster."""
+KEYLESS = (
+    "which field is its key is not known here, and an event without key may come to any partition: workers reject it. "
+    "Connect with the program, hr.connect(app=app), or publish its events as hr.Event"
+)
 POLL = 0.5
 """Seconds of one wait for records; what a closing connection may still wait for."""
 
@@ -51,7 +56,8 @@ def connect(broker: str | None = None, app: App | None = None) -> Connecting:
     broker: `kafka://host:port`; left out, HEADRACE_BROKER's or the local stack's
     app:    the program, so that dicts and bytes are checked against their contracts before they are sent. Without it
             they are sent as they are (an `hr.Event` is checked always): what breaks its contract is then found by the
-            worker, and goes to `<topic>.rejected` with the reason
+            worker, and goes to `<topic>.rejected` with the reason. So does an event without key on a topic of several
+            partitions; the local stack's key fields are known, elsewhere a warning says that they are not
 
     ```python
     with hr.connect(app=app) as connection:
@@ -137,6 +143,12 @@ class AsyncConnection:
         """The names of the log's topics."""
         return sorted(await self._publisher.topics())
 
+    async def partitions(self, topic: TopicName) -> int:
+        """How many partitions a topic has. Raises UnknownTopic."""
+        name = self._known.topic(topic)[0]
+        await self._publisher.check(name)
+        return self._publisher.partitions(name)
+
     @overload
     async def publish(  # type: ignore[overload-overlap]  # bytes, text and mappings are one event
         self, topic: TopicName, events: Publishable
@@ -150,10 +162,11 @@ class AsyncConnection:
     ) -> Receipt | Published:
         """Publish one event, or all of an iterable; returns when they are safe.
 
-        Raises UnknownTopic; InvalidEvent where one breaks its contract (of an iterable, what came before it is
-        published); LogUnavailable where the log did not acknowledge.
+        Raises UnknownTopic; DerivedTopic where a program writes the topic; InvalidEvent where one breaks its contract
+        (of an iterable, what came before it is published); LogUnavailable where the log did not acknowledge.
         """
         name, event, key = self._known.topic(topic)
+        await self._check(name, event)
         if isinstance(events, Event | Mapping | bytes | str):
             return (await self._publisher.send(name, [self._heeded(name, encode(events, event, key))]))[0]
         await self._publisher.check(name)
@@ -173,11 +186,19 @@ class AsyncConnection:
             tally.add(await waiting.popleft())
         return tally.published()
 
+    async def _check(self, topic: str, event: type[Event] | None) -> None:
+        """Raises UnknownTopic and DerivedTopic, where no contract says that it is a topic of events."""
+        if event is None:
+            await self._publisher.check(topic)
+            if derived(topic):
+                raise derived_topic(topic, await self._publisher.topics())
+
     def _heeded(self, topic: str, row: Row) -> Row:
         """The row; a warning, once for a topic, where something may be wrong with it."""
-        if row.doubt and topic not in self._warned:
+        doubt = KEYLESS if row.key is None and self._publisher.partitions(topic) > 1 else row.doubt
+        if doubt and topic not in self._warned:
             self._warned.add(topic)
-            warnings.warn(f"topic {topic}: {row.doubt}", stacklevel=2)
+            warnings.warn(f"topic {topic}: {doubt}", stacklevel=2)
         return row
 
     async def subscribe(
@@ -256,6 +277,10 @@ class Connection:
         """The names of the log's topics."""
         return self._do(self._within.topics())
 
+    def partitions(self, topic: TopicName) -> int:
+        """How many partitions a topic has. Raises UnknownTopic."""
+        return self._do(self._within.partitions(topic))
+
     @overload
     def publish(  # type: ignore[overload-overlap]  # bytes, text and mappings are one event
         self, topic: TopicName, events: Publishable
@@ -267,6 +292,7 @@ class Connection:
         if isinstance(events, Event | Mapping | bytes | str):
             return self._do(self._within.publish(topic, events))
         name, event, key = self._known.topic(topic)
+        self._do(self._within._check(name, event))
         numbered = (_numbered(i, item, event, key) for i, item in enumerate(events))
         return self.publish_rows(name, (self._within._heeded(name, row) for row in numbered))
 

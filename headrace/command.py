@@ -187,10 +187,12 @@ def worker(
 
     address = parse_address(broker)
     os.environ[BROKER] = str(address)  # what the program's agents are made for
-    port = choose_port(metrics_host, metrics_port, METRICS_PORT, "--metrics-port")
+    if metrics_port is not None:
+        choose_port(metrics_host, metrics_port, metrics_port, "--metrics-port")  # says what is wrong with it
     folder = data or home() / load(program).name
     try:
-        run_worker(program, str(address), folder, metrics_port=port, metrics_host=metrics_host)
+        port, other = metrics_port or METRICS_PORT, metrics_port is None
+        run_worker(program, str(address), folder, metrics_port=port, metrics_host=metrics_host, other_port=other)
     except CannotGoOn as error:
         say.print(f"headrace: {error}", markup=False)
         raise typer.Exit(FINAL) from error

@@ -23,6 +23,7 @@ from headrace.streams.errors import InvalidEvent
 from headrace.streams.event import Event
 from headrace.streams.publisher import Row, encode
 from headrace.streams.subscription import Message, headers_of, parse_start
+from headrace.streams.topics import derived, derived_topic
 
 MOST_TOLD = 20
 """Bad lines told one by one. A file of another format would fill the terminal."""
@@ -35,7 +36,8 @@ def publish_lines(
 ) -> bool:
     """Publish the lines of a file; False where some were bad.
 
-    Raises FrontError where the file cannot be read, and with `strict` at the first bad line.
+    Raises FrontError where the file cannot be read or nothing tells the key field, and with `strict` at the first bad
+    line; UnknownTopic; DerivedTopic where a program writes the topic.
     """
     event, key_field = _contract(topic, broker, program, key)
     bad, doubtful, doubt = 0, 0, ""
@@ -43,6 +45,8 @@ def publish_lines(
         lines, size = _open(file, open_ones)
         connection = open_ones.enter_context(contextlib.closing(Connection(broker)))
         progress = open_ones.enter_context(_progress(say, size))
+        if event is None:
+            _check(topic, key_field, connection)
         task = progress.add_task(f"publishing to {topic}", total=size, events=0)
         published = 0
 
@@ -105,6 +109,19 @@ def _contract(
         return None, key
     found = {e.contract.topic: e for e in load(program).events}
     return found.get(topic), key
+
+
+def _check(topic: str, key: str | None, connection: Connection) -> None:
+    """That lines of a topic without contract can be published as they are."""
+    partitions = connection.partitions(topic)
+    if derived(topic):
+        raise derived_topic(topic, connection.topics())
+    if key is None and partitions > 1:
+        raise FrontError(
+            f"nothing tells here which field is the key of {topic}, and without it events come to any of its "
+            f"{partitions} partitions, where workers reject them: name the program (--program shop.py) or the field "
+            f"(--key FIELD)"
+        )
 
 
 def _open(file: str, open_ones: contextlib.ExitStack) -> tuple[BinaryIO, int | None]:

@@ -230,7 +230,9 @@ def _event_stage(
                 follows.append(Follow(Partition(REGISTRY, 0), scorer.follow))
             if any(w.moment == "prediction" for w in model.watch):
                 operators.append(DriftMonitor(model, "prediction"))
-        read = [Input(_source(known[t], t in refusing, t in windowed), Partition(t, number)) for t in inputs]
+        keyless = app.partitions == 1
+        sources = [_source(known[t], keyless, t in refusing, t in windowed) for t in inputs]
+        read = [Input(source, Partition(source.topic, number)) for source in sources]
         changelog = Partition(f"{group}.changelog", number)
         hurries = Partition(f"{group}.hurries", number) if len(read) > 1 else None
         program = _program(sets, outcomes, models)
@@ -294,12 +296,12 @@ def _check_partitioning(
             )
 
 
-def _source(event: type[Event], refusing: bool, windowed: bool) -> Source:
+def _source(event: type[Event], keyless: bool, refusing: bool, windowed: bool) -> Source:
     contract = event.contract
     topic = contract.topic
     return Source(
         topic,
-        codec(event),
+        codec(event, keyless),
         contract.out_of_orderness,
         contract.lateness,
         f"{topic}.rejected",

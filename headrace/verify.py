@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -170,11 +171,21 @@ async def _cuts(log: Log, task: Task, extent: _Extent) -> AsyncIterator[list[int
     if task.hurries is not None:
         async for fetched in records(log, task.hurries):
             for value in fetched.values:
-                hurry = msgspec.json.decode(value or b"", type=Hurry)
+                hurry = _hurry(value, task.hurries, len(taken))
                 if all(offset <= end for offset, end in zip(hurry.after, taken, strict=True)):
                     yield hurry.before
                     yield hurry.after
     yield taken
+
+
+def _hurry(value: bytes | None, partition: Partition, inputs: int) -> Hurry:
+    try:
+        hurry = msgspec.json.decode(value or b"", type=Hurry)
+    except _UNREADABLE as error:
+        raise VerifyError(f"{partition.topic} {partition.number} holds a record that no task wrote: {error}") from None
+    if len(hurry.before) != inputs or len(hurry.after) != inputs:
+        raise VerifyError(f"{partition.topic} {partition.number} holds a record that no task wrote: {value!r}")
+    return hurry
 
 
 class _Source:
@@ -284,6 +295,10 @@ def _same_version(check: Comparison, published: versions.Version, made: _Version
             check.differ("changed", f"{published.version} says it is {published.fingerprint}, and holds {holds}")
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a record raises that others wrote to a topic of the program."""
+
+
 class _Scored(msgspec.Struct):
     """What a prediction and an outcome both tell of a score."""
 
@@ -301,9 +316,13 @@ async def _scores(log: Log, model: Model, partition: Partition, end: int, made: 
     first = versions.Loaded(f"{model.name}@0", prior, None)
     loaded: dict[str, versions.Loaded] = {}
     async for fetched in records(log, partition, end):
-        for value in fetched.values:
-            said = msgspec.json.decode(value or b"", type=_Scored)
+        for offset, value in zip(fetched.offset.tolist(), fetched.values, strict=True):
             check.compared += 1
+            try:
+                said = msgspec.json.decode(value or b"", type=_Scored)
+            except _UNREADABLE as error:
+                check.differ("unreadable", f"offset {offset} of {partition.topic} {partition.number}: {error}")
+                continue
             version = first if said.version == first.name else _load(loaded, made, said.version)
             if version is None:
                 check.differ("no such version", f"{said.id} names {said.version}, which was never learnt")
@@ -454,8 +473,11 @@ class _Published:
         """What a record is about, and the part of it that is a function of what was taken."""
         if value is None or self._kind not in _PASSING:
             return (key, value), None
-        found = msgspec.json.decode(value)
-        about = found["id"] if "id" in found else (key, found.get("start"), found.get("at"))
+        try:
+            found = msgspec.json.decode(value, type=dict[str, Any])
+        except _UNREADABLE:
+            return (key, value), None
+        about = str(found["id"]) if "id" in found else (key, str(found.get("start")), str(found.get("at")))
         passing = _PASSING[self._kind]
         lasting = {k: v for k, v in found.items() if k not in passing} if passing else value
         return about, (key, lasting)

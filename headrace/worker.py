@@ -314,8 +314,13 @@ def run(
     parent_fd: int | None = None,
     metrics_port: int = 0,
     metrics_host: str = metrics.LOOPBACK,
+    other_port: bool = False,
 ) -> None:
-    """The life of a worker process."""
+    """The life of a worker process.
+
+    metrics_port: 0 for none
+    other_port:   whether another one will do where that is taken
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # While the log is away aiokafka says so ten times a second; what matters of it the worker says itself.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -326,10 +331,10 @@ def run(
     url = ""
     if metrics_port:
         metrics.describe_process(REGISTRY, "worker", BOUNDS)
-        metrics.serve(REGISTRY, metrics_port, metrics_host)
+        served = metrics.serve(REGISTRY, metrics_port, metrics_host, or_other=other_port)
         # Listening everywhere is no address: others reach it by this machine's name.
         there = socket.gethostname() if metrics_host == "0.0.0.0" else metrics_host
-        url = f"http://{there}:{metrics_port}/metrics"
+        url = f"http://{there}:{served}/metrics" if served else ""
     # Few objects live long here and none in cycles: rare collections, and none of what start-up made.
     gc.collect()
     gc.freeze()

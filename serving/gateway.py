@@ -27,7 +27,7 @@ from headrace.streams.diagnosis import unreachable
 from headrace.streams.errors import BadSecurity, LogUnavailable, UnknownTopic
 from headrace.streams.publisher import Publisher
 from headrace.streams.subscription import Start, Subscription
-from headrace.streams.topics import Processor, Topic, unknown_topic
+from headrace.streams.topics import Processor, Topic, derived_topic, unknown_topic
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Match, Route
@@ -118,12 +118,8 @@ class Gateway:
         """Raises Refused (405) where the topic is one that the program writes."""
         topic = self.topic(name, publishing=True)
         if topic.event is None:
-            events = ", ".join(t.name for t in self.settings.topics if t.event) or "none"
-            raise Refused(
-                405,
-                f"topic {name} is written by the program, not by publishers: publish to an event topic ({events})",
-                headers={"Allow": "GET"},
-            )
+            events = (t.name for t in self.settings.topics if t.event)
+            raise Refused(405, str(derived_topic(name, events)), headers={"Allow": "GET"})
         return topic
 
     async def publish(self, topic: Topic, request: Request) -> dict[str, Any]:

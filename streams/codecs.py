@@ -66,10 +66,14 @@ _FORMATS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bytes]]] = {
 
 
 class MsgspecCodec:
-    """JSON or MessagePack, value by value, strict and exact."""
+    """JSON or MessagePack, value by value, strict and exact.
 
-    def __init__(self, event: type[Event]) -> None:
+    keyless: whether a record of a topic needs no key; over several partitions it would lie in any of them
+    """
+
+    def __init__(self, event: type[Event], keyless: bool = True) -> None:
         self._event = event
+        self._keyless = keyless
         self._fields = fields(event)
         decoder, self._encode = _FORMATS[event.contract.codec]
         self._decode: Callable[[bytes], Event] = decoder(event).decode
@@ -94,7 +98,7 @@ class MsgspecCodec:
         rows: list[int] = []
         refused: list[tuple[int, InvalidEvent]] = []
         ahead = self._event.contract.ahead
-        time_field = self._event.contract.time
+        key, time_field = self._event.contract.key, self._event.contract.time
         times: list[int] = []
         for i, value in enumerate(values):
             try:
@@ -103,6 +107,8 @@ class MsgspecCodec:
                     if field.kind in _CHECKED:
                         _check(field, getattr(event, field.name))
                 self._check_key(event, keys[i])
+                if keys[i] is None and not self._keyless:
+                    raise InvalidEvent(f"the record has no key: its key is the field {key}, as text", key)
                 said = getattr(event, time_field)
                 time = _micros(said)
                 _check_time(time_field, time, int(published[i]) + ahead, isinstance(said, int))
@@ -157,15 +163,15 @@ NO_OBJECT = "Expected `object`, got"
 _CHECKED = frozenset({"int", "float", "time", "object"})
 
 
-def codec(event: type[Event]) -> Codec:
-    """The codec that an event class declares.
+def codec(event: type[Event], keyless: bool = True) -> Codec:
+    """The codec that an event class declares. keyless: as `MsgspecCodec`.
 
     Raises DeclarationError for an unknown one.
     """
     if event.contract.codec not in _FORMATS:
         known = ", ".join(_FORMATS)
         raise DeclarationError(f"event {event.__name__}: codec={event.contract.codec!r} is not one of {known}")
-    return MsgspecCodec(event)
+    return MsgspecCodec(event, keyless)
 
 
 def key_of(event: Event) -> bytes:

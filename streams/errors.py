@@ -29,6 +29,10 @@ class UnknownTopic(StreamsError):
     """A topic that neither the program nor the log knows. Check the spelling; `headrace topics` lists them."""
 
 
+class DerivedTopic(StreamsError):
+    """A topic that a program writes: what others published there would be taken for the program's own."""
+
+
 class BadAddress(StreamsError):
     """The address of a broker cannot be read. Write `kafka://host:port`, or `kafka+ssl://host:port` for TLS."""
 

@@ -7,6 +7,7 @@ While an input is empty but not known to be idle, rows that its next row might p
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,8 @@ from headrace.streams.durations import DAY
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
 from numpy.typing import NDArray
+
+logger = logging.getLogger("headrace.streams")
 
 MAX_BUFFERED_ROWS = 20_000
 """Rows decoded and waiting in one input; a faster input is not read further until they are taken."""
@@ -35,7 +38,8 @@ _NO_TIMES = np.zeros(0, np.int64)
 class Source:
     """What a task reads: a topic by its codec, its time rules, and where refused rows go.
 
-    rejected, late: topics, or empty where the source is one of our own, whose rows are never refused
+    rejected, late: topics, or empty where the source is one of our own: there only others write what is refused, and
+                    it is left out with a warning
     refusing:       False where another task publishes what is refused of this topic; here it is left out
     wake:           microseconds, as WAKE; 0 where windows that the task's watermark has closed are made of these events
     """
@@ -237,7 +241,11 @@ class Merge:
             for i, error in chunk.decoded.refused:
                 if start <= i < end:
                     keep[at[i - start]] = False
-                    if source.refusing:
+                    if not source.rejected:
+                        topic, number = chunk.fetched.partition
+                        offset = chunk.fetched.offset[i]
+                        logger.warning("%s-%d-%d is left out: %s", topic, number, offset, error.reason)
+                    elif source.refusing:
                         refused.append(_rejected(source, chunk.fetched, i, error))
             first, last = np.searchsorted(chunk.decoded.rows, (start, end))
             rows = chunk.decoded.rows[first:last]
@@ -291,8 +299,6 @@ def _origin(fetched: Fetched, i: int) -> tuple[tuple[str, bytes], ...]:
 
 
 def _rejected(source: Source, fetched: Fetched, i: int, error: InvalidEvent) -> Record:
-    if not source.rejected:
-        raise error
     why = (("reason", error.reason.encode()), ("field", error.field.encode()))
     return Record(source.rejected, fetched.keys[i], fetched.values[i], None, None, why + _origin(fetched, i))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 
@@ -24,12 +25,17 @@ def describe_process(registry: CollectorRegistry, part: str, bounds: Mapping[str
 LOOPBACK = "127.0.0.1"
 
 
-def serve(registry: CollectorRegistry, port: int, host: str = LOOPBACK) -> None:
+def serve(registry: CollectorRegistry, port: int, host: str = LOOPBACK, *, or_other: bool = False) -> int:
     """Serve a registry at http://host:port/metrics, to everyone who reaches it there: metrics want no token.
 
-    A port that is taken, or a host that is none of this machine's, costs the metrics, not the process.
+    or_other: serve it at any free port where this one is taken
+    Returns the port; 0 where they are not served: a port that is taken, or a host that is none of this machine's,
+    costs the metrics, not the process.
     """
     try:
-        start_http_server(port, host, registry)
+        return start_http_server(port, host, registry)[0].server_port
     except OSError as error:
+        if or_other and error.errno == errno.EADDRINUSE:
+            return serve(registry, 0, host)
         logger.warning("metrics are not served: port %d on %s cannot be had (%s)", port, host, error.strerror)
+        return 0

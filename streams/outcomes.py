@@ -15,7 +15,7 @@ from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
 from headrace.streams.codecs import Decoded
 from headrace.streams.durations import microseconds, when
-from headrace.streams.errors import DeclarationError
+from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event, Field, fields
 from numpy.typing import NDArray
 
@@ -404,12 +404,23 @@ class Settled(msgspec.Struct, frozen=True):
     features: dict[str, float | str | None]
 
 
+_settled = msgspec.json.Decoder(Settled).decode
+
+
 class OutcomeCodec:
-    """Reads `outcomes.<model>` as a task's input: the values as they are, in the order of the log."""
+    """Reads `outcomes.<model>` as a task's input: the values as they are, in the order of the log, without those that
+    are no outcomes."""
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
     ) -> Decoded:
+        rows, refused = [], []
+        for i, value in enumerate(values):
+            try:
+                _settled(value or b"")
+                rows.append(i)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                refused.append((i, InvalidEvent(f"it is no outcome ({error})")))
         column = np.empty(len(values), np.object_)
         column[:] = values
-        return Decoded(np.arange(len(values)), {"value": column}, np.zeros(len(values), np.int64), [])
+        return Decoded(np.array(rows, np.int64), {"value": column[rows]}, np.zeros(len(rows), np.int64), refused)

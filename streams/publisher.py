@@ -134,7 +134,7 @@ class Publisher:
         self._address = address
         self._client = client
         self._producer: AIOKafkaProducer | None = None
-        self._known: frozenset[str] = frozenset()
+        self._known: dict[str, int] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._spread = itertools.count()
 
@@ -170,13 +170,17 @@ class Publisher:
             metadata = await self._started().client.fetch_all_metadata()
         except KafkaError as error:
             raise unreachable(self._address) from error
-        self._known = frozenset(metadata.topics())
-        return self._known
+        self._known = {t: len(metadata.partitions_for_topic(t) or ()) for t in metadata.topics()}
+        return frozenset(self._known)
 
     async def check(self, topic: str) -> None:
         """Raises UnknownTopic, with the near names, where the log has no such topic."""
         if topic not in self._known and topic not in await self.topics():
             raise unknown_topic(topic, self._known, publishing=True)
+
+    def partitions(self, topic: str) -> int:
+        """How many the topic had when it was looked up; 0 where it was not."""
+        return self._known.get(topic, 0)
 
     async def send(self, topic: str, rows: Sequence[Row]) -> list[Receipt]:
         """Write the rows in order (per partition), and wait until they are safe.

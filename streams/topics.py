@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from headrace.streams.errors import UnknownTopic
+from headrace.streams.errors import DerivedTopic, UnknownTopic
 
 if TYPE_CHECKING:
     from headrace.streams.event import Event
@@ -61,7 +61,19 @@ NEAR_NAMES = 3
 
 
 OURS = re.compile(r"(features|predictions|outcomes|metrics|drift)\..*|.*\.(late|rejected|changelog|hurries)|__.*")
-"""What a program writes, and nobody publishes to: told by its name, where only names are known."""
+
+
+def derived(name: str) -> bool:
+    """Whether a program writes the topic, and nobody publishes to it; by its name, where only names are known."""
+    return OURS.fullmatch(name) is not None or name in ("registry", WORKERS)
+
+
+def derived_topic(name: str, known: Iterable[str]) -> DerivedTopic:
+    """The error for publishing to a topic that a program writes, with those that are published to."""
+    events = ", ".join(sorted(n for n in known if not derived(n))[:10]) or "none"
+    return DerivedTopic(
+        f"topic {name} is written by the program, not by publishers: publish to an event topic ({events})"
+    )
 
 
 def unknown_topic(name: str, known: Iterable[str], *, publishing: bool = False) -> UnknownTopic:
@@ -71,7 +83,7 @@ def unknown_topic(name: str, known: Iterable[str], *, publishing: bool = False) 
     """
     names = sorted(set(known))
     if publishing:
-        names = [n for n in names if not OURS.fullmatch(n) and n not in ("registry", WORKERS)] or names
+        names = [n for n in names if not derived(n)] or names
     near = difflib.get_close_matches(name, names, n=NEAR_NAMES, cutoff=0.5)
     near += [n for n in names if name and name in n and n not in near][: NEAR_NAMES - len(near)]
     if near:

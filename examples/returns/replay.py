@@ -441,6 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here = not os.environ.get(running.BROKER)
     try:
         if here:
+            say(console, "reading the events, then starting a broker, a worker and a gateway")
             prepare(data, which)
         found = asyncio.run(interruptible(replay(which, data, console)))
     except HeadraceError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import warnings
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from headrace.streams.address import Address
-from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError, UnknownTopic
+from headrace.streams.admin import ensure_topics
+from headrace.streams.errors import DerivedTopic, InvalidEvent, LogUnavailable, StreamsError, UnknownTopic
 from headrace.streams.event import Event
 from headrace.streams.publisher import Row, encode, partition_of
 from headrace.streams.topics import Topic, unknown_topic
@@ -99,6 +102,29 @@ def test_a_doubt_is_a_warning_once_for_a_topic(broker: Address) -> None:
             connection.publish(topic.name, (Tick(name="a", at=1_700_000_000) for _ in range(5)))
         assert len(warned) == 1
         assert connection.publish(topic.name, Tick(name="a", at=1_700_000_000)).offset == 5
+
+
+def test_events_whose_key_is_not_known_are_warned_of_where_a_topic_has_several_partitions(broker: Address) -> None:
+    several, one = fresh(broker), fresh(broker, Topic("alone", "event", 1, shop.OrderLine))
+    with connect(str(broker)) as connection:
+        assert (connection.partitions(several.name), connection.partitions(one.name)) == (2, 1)
+        with pytest.warns(UserWarning, match=r"workers reject it.*hr.connect\(app=app\)") as warned:
+            connection.publish(several.name, [order(), order()])
+        assert len(warned) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            connection.publish(one.name, order())
+            connection.publish(several.name, order_line("17850"))
+
+
+@pytest.mark.parametrize("name", ["predictions.returns", "outcomes.returns", "orders.rejected", "registry", "workers"])
+def test_what_a_program_writes_is_not_published_to(broker: Address, name: str) -> None:
+    asyncio.run(ensure_topics(broker, [shop.ORDERS, Topic(name, "metrics", 1)]))
+    with connect(str(broker)) as connection:
+        for events in (order(), [order()]):
+            with pytest.raises(DerivedTopic, match=f"{name} is written by the program.*event topic .*orders"):
+                connection.publish(name, events)
+        assert list(connection.subscribe(name, "earliest", timeout=0.5)) == []
 
 
 def test_many_events_are_published_in_the_order_of_their_keys(broker: Address) -> None:
@@ -216,9 +242,9 @@ def test_without_a_broker_it_is_told_how_to_start_one(monkeypatch: pytest.Monkey
 
 
 async def test_the_same_in_asyncio(broker: Address) -> None:
-    async def lines() -> AsyncIterator[dict[str, Any]]:
+    async def lines() -> AsyncIterator[shop.OrderLine]:
         for i in range(headrace.client.CHUNK + 10):
-            yield order(invoice=str(i))
+            yield order_line(invoice=str(i))
 
     async with connect(str(broker)) as connection:
         topic = await _fresh(broker)

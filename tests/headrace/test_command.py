@@ -49,6 +49,27 @@ def test_bad_lines_are_told_by_number_and_the_others_are_published(broker: Addre
     assert "Traceback" not in told
 
 
+def test_lines_without_a_known_key_are_refused_where_a_topic_has_several_partitions(broker: Address) -> None:
+    topic, line = fresh(broker), json.dumps(order()).encode()
+    done = headrace("publish", topic.name, "-", "--broker", str(broker), stdin=line)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"headrace: nothing tells here which field is the key of {topic.name}, and without it events come to any of "
+        "its 2 partitions, where workers reject them: name the program (--program shop.py) or the field (--key FIELD)\n"
+    )
+    done = headrace("publish", topic.name, "-", "--broker", str(broker), "--key", "customer", stdin=line)
+    assert done.returncode == 0
+
+
+def test_lines_to_a_topic_that_the_program_writes_are_refused(broker: Address) -> None:
+    asyncio.run(ensure_topics(broker, [shop.ORDERS, shop.PREDICTIONS]))
+    options = ("--broker", str(broker), "--program", str(ROOT / "tests" / "shop.py"))
+    done = headrace("publish", "predictions.returns", "-", *options, stdin=b"{}")
+    assert done.returncode == 1
+    told = b"headrace: topic predictions.returns is written by the program, not by publishers: publish to an event"
+    assert done.stderr.startswith(told)
+
+
 def test_strict_stops_at_the_first_bad_line(broker: Address, tmp_path: Path) -> None:
     topic = fresh(broker)
     options = ("--broker", str(broker), "--key", "customer", "--strict")

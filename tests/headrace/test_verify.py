@@ -276,6 +276,29 @@ def test_one_planted_difference_is_found_where_it_is(
         tell(list(found.values()), lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("topic", "where", "told"),
+    [
+        ("features.Customer", ["features.Customer"], "^published, and not recomputed: no JSON"),
+        ("predictions.returns", ["predictions.returns", "scores on predictions.returns"], "unreadable: offset|no JSON"),
+        ("outcomes.returns", ["scores on outcomes.returns"], r"^unreadable: offset \d+ of outcomes.returns 0: "),
+        ("metrics.returns", ["metrics.returns"], "^published, and not recomputed: no JSON"),
+    ],
+)
+def test_records_that_others_wrote_to_a_topic_of_the_program_are_differences(
+    settled: tuple[World, SimulatedLog], topic: str, where: list[str], told: str
+) -> None:
+    world, log = settled
+    for junk in (b"no JSON", b"[1, 2]", b"[" * 100_000, b"\xff", b'{"id": []}'):
+        entry = entries(log, topic)[-1]
+        log.entries(Partition(topic, 0)).append(replace(entry, record=replace(entry.record, value=junk)))
+    found = {what: check for what, check in verified(world, log).items() if check.different}
+    assert list(found) == where
+    for check in found.values():
+        assert check.different == 5
+        assert re.search(told, check.examples[0]), check.examples
+
+
 def test_events_that_go_on_meanwhile_are_no_difference(settled: tuple[World, SimulatedLog]) -> None:
     world, log = settled
     found: list[Comparison] = []

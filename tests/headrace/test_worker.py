@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
+import httpx
 import pytest
+from headrace.streams import metrics
 from headrace.streams.address import Address
+from prometheus_client import CollectorRegistry
 
 from headrace.presence import Cleaner
 from headrace.worker import serve
@@ -24,3 +28,17 @@ async def test_a_part_that_fails_where_nobody_foresaw_it_ends_the_worker(
     with pytest.raises(LookupError, match="nobody foresaw it"):
         async with asyncio.timeout(40):
             await serve(app, str(broker), tmp_path)
+
+
+def test_metrics_whose_port_is_taken_are_served_at_another_only_where_none_was_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = CollectorRegistry()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        other = metrics.serve(registry, port, or_other=True)
+        assert other not in (0, port)
+        assert httpx.get(f"http://127.0.0.1:{other}/metrics", trust_env=False).status_code == 200
+        assert not caplog.messages
+        assert metrics.serve(registry, port) == 0
+        assert f"metrics are not served: port {port} on 127.0.0.1 cannot be had" in caplog.text

@@ -9,12 +9,19 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from headrace.models import artifacts, versions
 from headrace.models.errors import LearnerError
 from headrace.models.learner import SNAPSHOT_EVERY, Learner
-from headrace.streams.outcomes import Settled
+from headrace.models.maturity import Mature
+from headrace.streams.batch import Operator
+from headrace.streams.inputs import Input, Source
+from headrace.streams.log import Fetched, Partition
+from headrace.streams.outcomes import OutcomeCodec, Settled
 from headrace.streams.store import MemoryStore
+from headrace.streams.task import Task
 from river import forest, linear_model, preprocessing
 
 from tests.models.estimators import NUMBERS, TEXTS, Make
@@ -153,3 +160,27 @@ def test_a_learner_that_has_learnt_nothing_writes_nothing_and_loads_nothing() ->
     assert learner.changes() == []
     learner.load([])
     assert learner.tally.learnt == 0
+
+
+def test_what_others_wrote_among_the_outcomes_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    declared = model(logistic(), publish_every=5)
+    wanted = learn(Learner(declared), stream(5, 40))
+    junk: list[bytes | None] = [b"no JSON", None, b"{}", b"\xff", b"[" * 100_000]
+    values: list[bytes | None] = []
+    for n, outcome in enumerate(stream(5, 40)):
+        values += [msgspec.json.encode(outcome), junk[n % len(junk)]]
+    source = Input(Source("outcomes.returns", OutcomeCodec()), Partition("outcomes.returns", 0))
+    operators: list[Operator] = [Mature("returns"), Learner(declared)]
+    task = Task("learn", 0, [source], operators, MemoryStore(), Partition("changes", 0))
+    task.resume()
+    count = len(values)
+    rows = np.arange(count)
+    task.feed(Fetched(source.partition, rows, rows, [None] * count, values, count, count))
+    work = task.work(count)
+    assert work is not None
+    assert work.offsets == {source.partition: count}
+    made = [versions.decode(r.value or b"") for r in work.records]
+    assert [v.fingerprint for v in made] == [told.split()[-1] for told in wanted]
+    assert len(made) == 8
+    assert len(caplog.messages) == 40
+    assert caplog.messages[0].startswith("outcomes.returns-0-1 is left out: it is no outcome (")

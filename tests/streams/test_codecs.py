@@ -221,3 +221,13 @@ def test_an_event_that_cannot_be_says_why(more: dict[str, Any], says: str) -> No
             at: int
 
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("event", [Json, Packed])
+def test_a_record_without_key_is_refused_where_its_topic_has_several_partitions(event: type[Event]) -> None:
+    value = codec(event).encode(event(who="anna", n=1, x=1.0, b=True, at=datetime(2020, 1, 1, tzinfo=UTC)))
+    assert decode(codec(event), [value, value], [None, b"anna"]).rows.tolist() == [0, 1]
+    found = decode(codec(event, keyless=False), [value, value], [None, b"anna"])
+    assert found.rows.tolist() == [1]
+    [(row, reason)] = found.refused
+    assert (row, reason.reason, reason.field) == (0, "the record has no key: its key is the field who, as text", "who")
