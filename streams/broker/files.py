@@ -7,6 +7,7 @@ entry in RocksDB, written in the change that writes the batch.
 """
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
@@ -118,14 +119,21 @@ class BatchFiles:
 
     def read(self, place: Place) -> bytes:
         """The batch, or less, where the file has less. :raises OSError:"""
-        if place.file not in self._held:
-            return b""
-        try:
-            file = self._opened(place.file)
-        except FileNotFoundError:
+        file = self._found(place.file)
+        if file is None:
             return b""
         file.seek(place.at)
         return file.read(place.size)
+
+    def reaches(self, place: Place) -> bool:
+        """Whether the file is there and has all of the place. :raises OSError:"""
+        file = self._found(place.file)
+        return file is not None and os.fstat(file.fileno()).st_size >= place.at + place.size
+
+    def _found(self, file: int) -> FileIO | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self._opened(file) if file in self._held else None
+        return None
 
     def _opened(self, file: int) -> FileIO:
         found = self._open.pop(file, None)

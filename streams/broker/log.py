@@ -274,7 +274,7 @@ class PartitionLog:
                 size += size_of(value)
                 if last >= upper or (size > max_bytes and (found or not at_least_one)):
                     break
-                if found and is_apart(value) and not self._careful:
+                if found and is_apart(value) and not self._careful and self._store.reaches(value):
                     found.append(StoredBatch(self, last, value))
                     continue
                 data = self._whole(last, value)

@@ -220,6 +220,17 @@ class Store:
         except OSError as error:
             raise self.damaged(error) from error
 
+    def reaches(self, value: bytes) -> bool:
+        """
+        Whether all of the batch for which a value stands can be there.
+
+        :raises StoreFailed: when its file cannot be opened.
+        """
+        try:
+            return not is_apart(value) or self._files.reaches(unpack_place(value))
+        except OSError as error:
+            raise self.damaged(error) from error
+
     async def forget_files(self, needed: Callable[[int, int], bool]) -> None:
         """
         Remove files of large batches that nobody needs, asked by a partition's number and an offset.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,30 @@ async def test_what_lies_before_a_damaged_batch_is_served_and_at_it_the_reader_i
         told = await fetch(wire, damaged)
         assert (told.error_code, told.records) == (ErrorCode.corrupt_message, b"")
         assert served((await fetch(wire, damaged + 1)).records) == list(range(damaged + 1, 5))
+
+
+async def test_a_file_that_is_cut_off_under_the_broker_is_told_and_no_answer_is_broken_off(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    async with broker_of(tmp_path) as (_, clients):
+        wire = await clients.wire()
+        os.truncate(tmp_path / files(tmp_path)[1], len(large(2)) + SIZE // 2)
+        assert served((await fetch(wire, 0)).records) == [0, 1, 2]
+        told = await fetch(wire, 3)
+        assert (told.error_code, told.records) == (ErrorCode.corrupt_message, b"")
+        assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_a_file_that_cannot_be_opened_is_told_and_no_answer_is_broken_off(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    async with broker_of(tmp_path) as (_, clients):
+        wire = await clients.wire()
+        file = tmp_path / files(tmp_path)[1]
+        file.unlink()
+        file.mkdir()
+        assert served((await fetch(wire, 0)).records) == [0, 1]
+        told = await fetch(wire, 2)
+        assert (told.error_code, told.records) == (ErrorCode.kafka_storage_error, b"")
+        assert served((await fetch(wire, 4)).records) == [4]
 
 
 @pytest.mark.parametrize("left", [None, SIZE // 2])
