@@ -112,7 +112,7 @@ class StoredBatch:
         return self._size
 
     def read(self) -> bytes:
-        """:raises BrokenOff: when it is damaged, or has been deleted meanwhile."""
+        """:raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
         return self._log.read_stored(self._last_offset, self._value)
 
 
@@ -294,11 +294,14 @@ class PartitionLog:
 
     def read_stored(self, last_offset: int, value: bytes) -> bytes:
         """What `read` left to be read later; raises as `StoredBatch.read`."""
-        data = self._whole(last_offset, value)
+        try:
+            data, why = self._whole(last_offset, value), "gone"
+        except StoreFailed:  # the store has said so
+            data, why = None, "unreadable"
         if data is None:
             # The client asks again from where it was: this time no answer may begin that cannot be ended.
             self._careful = True
-            raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is gone.")
+            raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is {why}.")
         return data
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from headrace.streams.broker import Broker, FolderUnreadable
 from headrace.streams.broker.batches import read_batch, records_of
 from headrace.streams.broker.errors import BrokenOff, Refusal
+from headrace.streams.broker.files import BatchFiles, Place
 from headrace.streams.broker.log import StoredBatch
 from headrace.streams.broker.messages import whole
 from headrace.streams.broker.store import Change, Store
@@ -145,6 +147,28 @@ async def test_a_file_that_cannot_be_opened_is_told_and_no_answer_is_broken_off(
         file = tmp_path / files(tmp_path)[1]
         file.unlink()
         file.mkdir()
+        assert served((await fetch(wire, 0)).records) == [0, 1]
+        told = await fetch(wire, 2)
+        assert (told.error_code, told.records) == (ErrorCode.kafka_storage_error, b"")
+        assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_a_file_that_cannot_be_read_breaks_off_one_answer_and_is_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = BatchFiles.read
+
+    def fail(self: BatchFiles, place: Place) -> bytes:
+        if place.file == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, place)
+
+    await filled(tmp_path)
+    async with broker_of(tmp_path) as (_, clients):
+        monkeypatch.setattr(BatchFiles, "read", fail)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await fetch(await clients.wire(), 0)
+        wire = await clients.wire()
         assert served((await fetch(wire, 0)).records) == [0, 1]
         told = await fetch(wire, 2)
         assert (told.error_code, told.records) == (ErrorCode.kafka_storage_error, b"")
