@@ -5,17 +5,20 @@ broker did not finish is done again.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .batches import Batch, Record, keep_records, read_batch, records_of
 from .clock import Clock
-from .errors import Refusal
+from .errors import Refusal, StoreDamaged
 from .limits import Limits
 from .log import PartitionLog, pack_bounds, pack_span
 from .store import Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
 from .topics import Settings, Topic, Topics
+
+logger = logging.getLogger(__name__)
 
 _SHORT_STEP_SECONDS = 0.002
 
@@ -37,22 +40,40 @@ class Cleaner:
         self._limits = limits
         self._clock = clock
         self._resumed = 0.0
+        self._damaged: set[int] = set()
+        """Partitions of which something cannot be read."""
 
     async def clean(self) -> None:
         """One round over everything, and then over the files in which it lies."""
         self._resumed = time.perf_counter()
         for topic in self._topics:
             for log in tuple(topic.partitions):
-                if topic.settings.delete:
-                    await self._retain(topic, log)
-                if topic.settings.compact and self._is_dirty(log, topic.settings):
-                    await self._compact(topic, log)
-                self._forget_producers(log)
+                try:
+                    await self._clean(topic, log)
+                except StoreDamaged as error:
+                    self._tell_damage(topic, log, error)
                 await self._rest()
         bounds = {log.number: log.bounds for topic in self._topics for log in topic.partitions}
         await self._store.forget_files(
             lambda number, last: number in bounds and last >= max(bounds[number].start, bounds[number].cleaned)
         )
+
+    async def _clean(self, topic: Topic, log: PartitionLog) -> None:
+        if topic.settings.delete:
+            await self._retain(topic, log)
+        if topic.settings.compact and log.number not in self._damaged and self._is_dirty(log, topic.settings):
+            await self._compact(topic, log)
+        self._forget_producers(log)
+
+    def _tell_damage(self, topic: Topic, log: PartitionLog, error: StoreDamaged) -> None:
+        if log.number not in self._damaged:
+            self._damaged.add(log.number)
+            logger.error(
+                "Topic %s partition %d is not compacted until the broker is started again, all others are: %s",
+                topic.name,
+                log.index,
+                error,
+            )
 
     async def _rest(self) -> None:
         """Let requests be served; after a long step for as long as it took, to leave half a core at least."""

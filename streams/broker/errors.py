@@ -27,6 +27,10 @@ class StoreFailed(BrokerError):
     """The store could not be written or read; nothing was acknowledged. The message says what to do."""
 
 
+class StoreDamaged(StoreFailed):
+    """Something stored cannot be read; everything else is served. Put the folder back from a copy."""
+
+
 class Unauthenticated(BrokerError):
     """A client could not show who it is; its connection is closed."""
 

@@ -333,7 +333,7 @@ class PartitionLog:
             yield Span(base, int.from_bytes(key[-8:]), max_timestamp, latest, size)
 
     def batch(self, last_offset: int) -> Batch | None:
-        """:raises StoreFailed: when it is damaged."""
+        """:raises StoreDamaged:"""
         value = self._store.get(batch_key(self.number, last_offset))
         if value is None:
             return None

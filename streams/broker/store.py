@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rocksdict import DBCompressionType, DBRecoveryMode, Options, Rdict, ReadOptions, WriteBatch
 
-from .errors import FolderInUse, FolderUnreadable, StoreFailed
+from .errors import FolderInUse, FolderUnreadable, StoreDamaged, StoreFailed
 from .files import PLACE_BYTES, BatchFiles, Place, unpack_held, unpack_place
 from .limits import Limits
 
@@ -211,7 +211,7 @@ class Store:
         """
         The batch for which a value stands, once it is committed. Who reads it checks it.
 
-        :raises StoreFailed: when its file cannot be read.
+        :raises StoreDamaged: when its file cannot be read.
         """
         if not is_apart(value):
             return value
@@ -224,7 +224,7 @@ class Store:
         """
         Whether all of the batch for which a value stands can be there.
 
-        :raises StoreFailed: when its file cannot be opened.
+        :raises StoreDamaged: when its file cannot be opened.
         """
         try:
             return not is_apart(value) or self._files.reaches(unpack_place(value))
@@ -245,7 +245,7 @@ class Store:
             self._files.remove(file)
 
     def get(self, key: bytes) -> bytes | None:
-        """:raises StoreFailed: when what is stored is damaged."""
+        """:raises StoreDamaged: when what is stored is damaged."""
         try:
             value: bytes | None = self._db.get(key)
         except Exception as error:
@@ -255,7 +255,7 @@ class Store:
     def scan(self, prefix: bytes, start: bytes | None = None, *, checked: bool = True) -> Iterator[tuple[bytes, bytes]]:
         """Keys with the prefix, from `start` on, in order. checked: False where the caller verifies the values.
 
-        :raises StoreFailed: when what is stored is damaged.
+        :raises StoreDamaged: when what is stored is damaged.
         """
         bound = ReadOptions()
         bound.set_verify_checksums(checked)
@@ -272,7 +272,7 @@ class Store:
         except Exception as error:
             raise self.damaged(error) from error
 
-    def damaged(self, error: object) -> StoreFailed:
+    def damaged(self, error: object) -> StoreDamaged:
         told = (
             f"The folder {self.folder} is damaged ({error}): nothing of the damaged part is served. Stop the broker, "
             f"look after the disk, and put it back from a copy."
@@ -281,7 +281,7 @@ class Store:
         if now - self._told_at >= _TELL_EVERY_SECONDS:
             self._told_at = now
             log.error(told)
-        return StoreFailed(told)
+        return StoreDamaged(told)
 
     def has_room(self) -> bool:
         """Whether the folder takes writes again."""

@@ -79,6 +79,15 @@ async def filled(folder: Path, count: int = 5, **settings: Any) -> None:
             assert (await produce(wire, large(number))).error_code is ErrorCode.none
 
 
+def damage(folder: Path, number: int) -> None:
+    """One bit of one of the batches."""
+    with (folder / files(folder)[number // 2]).open("rb+") as file:
+        file.seek(number % 2 * len(large(0)) + SIZE // 2)
+        [byte] = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes((byte ^ 1,)))
+
+
 async def test_large_batches_fill_one_file_after_the_other_and_are_served_together_and_one_by_one(
     tmp_path: Path,
 ) -> None:
@@ -113,10 +122,7 @@ async def test_what_lies_before_a_damaged_batch_is_served_and_at_it_the_reader_i
     tmp_path: Path, damaged: int
 ) -> None:
     await filled(tmp_path)
-    file = tmp_path / files(tmp_path)[damaged // 2]
-    data = bytearray(file.read_bytes())
-    data[damaged % 2 * len(large(0)) + SIZE // 2] ^= 1
-    file.write_bytes(data)
+    damage(tmp_path, damaged)
     async with broker_of(tmp_path) as (_, clients):
         if damaged:
             # The answer had begun; whoever comes again is answered as far as it goes.
@@ -229,6 +235,27 @@ async def test_compaction_takes_what_it_keeps_out_of_the_files(tmp_path: Path) -
         assert served((await fetch(wire, 0)).records) == [2, 3]
     async with broker_of(tmp_path) as (_, clients):
         assert served((await fetch(await clients.wire(), 0)).records) == [2, 3]
+
+
+async def test_a_damaged_batch_stops_the_compaction_of_its_partition_alone_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with broker_of(tmp_path) as (broker, clients):
+        wire = await clients.wire()
+        for topic in ("t", "other"):
+            await clients.topic(topic, cleanup_policy="compact", min_cleanable_dirty_ratio="0")
+            for number in range(2):
+                await produce(wire, large(number), topic)
+        damage(tmp_path, 1)
+        for _ in range(2):
+            await broker.clean()
+        assert files(tmp_path) == ["00000001.batches"]
+        assert served((await fetch(wire, 0, partition_max=SIZE + 500)).records) == [0]
+        [other] = broker._running.topics.partition("other", 0).spans(0)
+        assert other.base_offset == 1
+    told = [text for text in caplog.messages if "t partition 0 is not compacted" in text]
+    assert len(told) == 1
+    assert "the batch of t partition 0 that ends at 1" in told[0]
 
 
 async def test_a_batch_that_is_deleted_while_its_answer_is_sent_breaks_the_answer_off_and_is_not_waited_for(
