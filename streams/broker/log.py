@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kio.schema.errors import ErrorCode
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
-from .errors import BrokenOff, Refusal, StoreFailed
+from .errors import BrokenOff, Refusal, StoreDamaged, StoreFailed
 from .producers import (
     NO_OFFSET,
     ProducerState,
@@ -361,7 +361,7 @@ class PartitionLog:
     # Looking up by time.
 
     def find_time(self, timestamp: int) -> tuple[int, int] | None:
-        """The first record at or after `timestamp`, as (offset, timestamp)."""
+        """The first record at or after `timestamp`, as (offset, timestamp); of a damaged batch its first offset."""
         low, high = self.start, self.end
         while low < high:
             middle = (low + high) // 2
@@ -373,7 +373,10 @@ class PartitionLog:
         for span in self.spans(low):
             # What raised the running maximum may have been deleted since.
             if span.max_timestamp >= timestamp:
-                batch = self.batch(span.last_offset)
+                try:
+                    batch = self.batch(span.last_offset)
+                except StoreDamaged:  # a reader that begins there is told
+                    return max(span.base_offset, self.start), span.max_timestamp
                 assert batch is not None, "a span without its batch"
                 offset, found = offset_at_time(batch, timestamp)
                 return max(offset, self.start), found

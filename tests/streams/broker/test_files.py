@@ -21,6 +21,7 @@ from kio.schema.errors import ErrorCode
 
 from tests.streams.broker.clients import (
     FETCH,
+    LIST_OFFSETS,
     PRODUCE,
     QUICK,
     Clients,
@@ -179,6 +180,20 @@ async def test_a_file_that_cannot_be_read_breaks_off_one_answer_and_is_then_told
         told = await fetch(wire, 2)
         assert (told.error_code, told.records) == (ErrorCode.kafka_storage_error, b"")
         assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_a_time_that_leads_to_a_damaged_batch_is_answered_with_its_first_offset(tmp_path: Path) -> None:
+    async with broker_of(tmp_path) as (_, clients):
+        await clients.topic("t", retention_ms="-1")
+        wire = await clients.wire()
+        for number in range(3):
+            await produce(wire, batch(b"small", bytes(SIZE), timestamp=1_000 * number))
+        damage(tmp_path, 1)
+        for time, found in ((500, (2, 1_001)), (1_001, (2, 1_001)), (1_002, (4, 2_000)), (-3, (5, 2_001))):
+            asked = [{"name": "t", "partitions": [{"partition_index": 0, "timestamp": time}]}]
+            [told] = (await wire.ask(LIST_OFFSETS, 7, replica_id=-1, topics=asked)).topics[0].partitions
+            assert (told.error_code, told.offset, told.timestamp) == (ErrorCode.none, *found)
+        assert (await fetch(wire, 2)).error_code is ErrorCode.corrupt_message
 
 
 @pytest.mark.parametrize("left", [None, SIZE // 2])
