@@ -105,11 +105,15 @@ class Store:
         try:
             self._check_format()
             self._files = self._open_files(accept_loss)
-        except StoreFailed as error:
+        except Exception as error:
             self._db.close()
-            raise FolderUnreadable(f"The folder {folder} cannot be used: {error}") from error
-        except FolderUnreadable:
-            self._db.close()
+            if isinstance(error, StoreFailed):
+                raise FolderUnreadable(f"The folder {folder} cannot be used: {error}") from error
+            if isinstance(error, OSError):
+                raise FolderUnreadable(
+                    f"The files of {folder} cannot be looked at ({error}): let the broker read and write all of them, "
+                    f"look after the disk, and start it again; or put the folder back from a copy."
+                ) from error
             raise
 
     def _check_format(self) -> None:

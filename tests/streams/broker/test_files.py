@@ -213,6 +213,21 @@ async def test_a_file_that_is_missing_or_cut_off_is_told_at_the_start_and_loss_i
             assert served((await fetch(wire, 4)).records) == [4]
 
 
+async def test_files_that_cannot_be_looked_at_are_told_at_the_start_and_leave_the_folder_to_the_next(
+    tmp_path: Path,
+) -> None:
+    await filled(tmp_path)
+    file = tmp_path / files(tmp_path)[1]
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(FolderUnreadable, match=rf"The files of {tmp_path} cannot be looked at .*{file}") as told:
+        await Broker(tmp_path, accept_loss=True).start()
+    file.unlink()
+    async with broker_of(tmp_path, accept_loss=True) as (_, clients):
+        assert served((await fetch(await clients.wire(), 4)).records) == [4]
+    assert isinstance(told.value.__cause__, OSError)
+
+
 async def test_files_go_when_no_partition_needs_them(tmp_path: Path) -> None:
     async with broker_of(tmp_path) as (broker, clients):
         wire = await clients.wire()
