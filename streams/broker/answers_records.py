@@ -158,9 +158,9 @@ async def fetch(call: Call) -> Fields:
     if getattr(request, "session_id", 0) != 0:
         # No sessions: every answer says session 0, and clients then send whole requests.
         return {"error_code": ErrorCode.fetch_session_id_not_found}
-    fields, enough = _fetch_now(call)
     wait_ms = min(milliseconds(request.max_wait), call.node.limits.fetch_wait_ms)
-    if enough or wait_ms <= 0:
+    fields = _fetch_now(call, anyway=wait_ms <= 0)
+    if fields is not None:
         return fields
     logs = _logs_of(call)
     woken = asyncio.Event()
@@ -168,15 +168,16 @@ async def fetch(call: Call) -> Fields:
         log.watchers.add(woken.set)
     try:
         async with asyncio.timeout(wait_ms / 1000):
-            while not enough:
+            while fields is None:
                 await woken.wait()
                 woken.clear()
-                fields, enough = _fetch_now(call)
+                fields = _fetch_now(call)
     except TimeoutError:
-        return _fetch_now(call)[0]
+        fields = _fetch_now(call, anyway=True)
     finally:
         for log in logs:
             log.watchers.discard(woken.set)
+    assert fields is not None
     return fields
 
 
@@ -188,8 +189,8 @@ def _logs_of(call: Call) -> list[PartitionLog]:
     ]
 
 
-def _fetch_now(call: Call) -> tuple[Fields, bool]:
-    """What is there, and whether it is worth answering."""
+def _fetch_now(call: Call, *, anyway: bool = False) -> Fields | None:
+    """What is there, or nothing where it is not worth answering: whoever waits holds none of it."""
     request = call.request
     left = min(request.max_bytes, call.node.limits.fetch_bytes, call.node.flight.room)
     size, refused, responses = 0, False, []
@@ -207,7 +208,7 @@ def _fetch_now(call: Call) -> tuple[Fields, bool]:
             partitions.append(answer)
         responses.append({**names(topic), "partitions": partitions})
     enough = refused or size >= request.min_bytes or not responses
-    return {"responses": responses}, enough
+    return {"responses": responses} if enough or anyway else None
 
 
 def _fetch_one(call: Call, topic: str, wanted: Message, left: int, *, first: bool) -> tuple[dict[str, Any], int]:

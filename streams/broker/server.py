@@ -387,6 +387,7 @@ class Broker:
                 node.metrics.sent.inc(size)
                 await send(writer, response)
             finally:
+                del response
                 flight.leave(size)
 
     async def _respond(self, node: Node, frame: bytes, host: str) -> list[Piece] | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import gc
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from headrace.streams.broker import AddressRefused, Broker, Limits, UsersUnreadable, users
 from headrace.streams.broker.flight import Flight
+from headrace.streams.broker.log import StoredBatch
+from headrace.streams.broker.messages import Records
 from kio.schema.errors import ErrorCode
 from prometheus_client import generate_latest
 
@@ -104,6 +107,25 @@ async def test_answers_shrink_to_the_room_there_is(tmp_path: Path) -> None:
             await wire.ask(PRODUCE, 9, **produce_fields("t", batch(bytes(100_000))))
         records = only(await wire.ask(FETCH, 11, **fetch_fields("t", max_bytes=1 << 20))).records
         assert 100_000 < len(records) < 400_000
+
+
+async def test_a_fetch_that_waits_holds_no_answer_neither_its_own_nor_the_one_before(tmp_path: Path) -> None:
+    def held() -> list[type]:
+        return [type(found) for found in gc.get_objects() if isinstance(found, Records | StoredBatch)]
+
+    async with bounded(tmp_path) as (_, clients):
+        await clients.topic("t")
+        wire = await clients.wire()
+        for _ in range(3):
+            await wire.ask(PRODUCE, 9, **produce_fields("t", batch(bytes(100_000))))
+        for min_bytes, wait_ms, count in ((1, 5_000, 3), (1_000_000, 300, 3), (400_000, 5_000, 4)):
+            asked = fetch_fields("t", wait_ms=wait_ms, min_bytes=min_bytes)
+            waiting = asyncio.create_task(wire.ask(FETCH, 11, **asked))
+            await asyncio.sleep(0.1)
+            assert held() == []
+            if count == 4:
+                await (await clients.wire()).ask(PRODUCE, 9, **produce_fields("t", batch(bytes(100_000))))
+            assert len(only(await waiting).records) == count * len(batch(bytes(100_000)))
 
 
 async def test_whoever_waits_for_room_and_leaves_gives_up_its_place() -> None:
