@@ -15,6 +15,9 @@ class Limits:
     request_bytes: int = 1024 * 1024
     # A frame that never ends would hold its room for ever; 100 MiB come within it at 2 MB/s.
     frame_ms: int = 60_000
+    # A client that reads no more would hold its answer for ever. Each piece of an answer, which is a batch, has this
+    # time of its own: slow readers of long answers are let be.
+    answer_ms: int = 60_000
     # Requests and answers of all connections, in memory at once. As Kafka's queued.max.request.bytes, and more than
     # frame_bytes, or the largest frame would never get in.
     inflight_bytes: int = 256 * 1024 * 1024

@@ -19,7 +19,7 @@ from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
-from .errors import FrameMalformed
+from .errors import BrokenOff, FrameMalformed
 from .log import StoredBatch
 from .shape import after_tags, check_shape, entity_in, is_tuple
 
@@ -140,11 +140,16 @@ def whole(piece: Piece) -> bytes:
     return piece if isinstance(piece, bytes) else piece.read()
 
 
-async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece]) -> None:
-    """:raises BrokenOff: when the answer cannot be ended; also OSError."""
+async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], piece_ms: int) -> None:
+    """:raises BrokenOff: when the answer cannot be ended, or a piece is not taken in time; also OSError."""
     for piece in answer:
         writer.write(whole(piece))
-        await writer.drain()
+        try:
+            async with asyncio.timeout(piece_ms / 1000):
+                await writer.drain()
+        except TimeoutError:
+            writer.transport.abort()  # to be closed in order, it would wait until all is taken
+            raise BrokenOff(f"A piece of an answer, of {len(piece)} bytes, was not read in {piece_ms} ms.") from None
 
 
 def milliseconds(delta: datetime.timedelta) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import gc
+import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,10 @@ async def bounded(folder: Path, **limits: Any) -> AsyncIterator[tuple[Broker, Cl
 def metric(broker: Broker, name: str) -> float:
     lines = generate_latest(broker.metrics.registry).decode().splitlines()
     return float(next(line for line in lines if line.startswith(f"headrace_broker_{name} ")).split()[1])
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 async def serves(clients: Clients) -> bool:
@@ -79,6 +84,33 @@ async def test_a_frame_that_never_ends_is_closed(tmp_path: Path) -> None:
         assert await wire.closed()
         assert metric(broker, "malformed_frames_total") == 1
         assert metric(broker, "inflight_bytes") == 0
+
+
+async def test_a_client_that_reads_no_more_is_closed_and_its_answer_freed(tmp_path: Path) -> None:
+    async with bounded(tmp_path, answer_ms=300, unsent_bytes=1_000) as (broker, clients):
+        await clients.topic("t")
+        wire, slow = await clients.wire(), await clients.wire()
+        for _ in range(20):
+            await wire.ask(PRODUCE, 9, **produce_fields("t", batch(bytes(900_000))))
+        asked = fetch_fields("t", partition_max=1 << 25)
+        for reader in (wire, slow):
+            reader.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            reader.send(FETCH, 11, **asked)
+        await asyncio.sleep(0.1)
+        assert metric(broker, "inflight_bytes") > 30_000_000
+        assert await serves(clients)
+        sockets = descriptors()
+        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        (length,) = struct.unpack(">i", await slow.reader.readexactly(4))
+        for _ in range(4):  # its answer takes longer than one piece may
+            length -= len(await slow.reader.readexactly(length // 2))
+            await asyncio.sleep(0.15)
+        assert len(await slow.reader.readexactly(length)) == length
+        await asyncio.sleep(0.1)
+        assert metric(broker, "inflight_bytes") == 0
+        assert descriptors() == sockets - 1
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert len(await wire.reader.read(-1)) < 15_000_000
 
 
 async def test_requests_wait_for_room_and_small_ones_do_not(tmp_path: Path) -> None:
