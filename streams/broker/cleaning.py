@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from .batches import Batch, Record, keep_records, read_batch, records_of
 from .clock import Clock
 from .errors import Refusal, StoreDamaged
+from .files import Held
 from .limits import Limits
 from .log import PartitionLog, pack_bounds, pack_span
 from .store import Change, Store, aborted_key, batch_key, partition_key, producer_key, span_key
@@ -42,6 +43,8 @@ class Cleaner:
         self._resumed = 0.0
         self._damaged: set[int] = set()
         """Partitions of which something cannot be read."""
+        self._unreadable: set[int] = set()
+        """And files."""
 
     async def clean(self) -> None:
         """One round over everything, and then over the files in which it lies."""
@@ -53,10 +56,7 @@ class Cleaner:
                 except StoreDamaged as error:
                     self._tell_damage(topic, log, error)
                 await self._rest()
-        bounds = {log.number: log.bounds for topic in self._topics for log in topic.partitions}
-        await self._store.forget_files(
-            lambda number, last: number in bounds and last >= max(bounds[number].start, bounds[number].cleaned)
-        )
+        await self._free_files()
 
     async def _clean(self, topic: Topic, log: PartitionLog) -> None:
         if topic.settings.delete:
@@ -212,6 +212,38 @@ class Cleaner:
         change.put(partition_key(log.number), pack_bounds(bounds))
         self._store.commit(change)
         log.bounds = bounds
+
+    # Files of large batches.
+
+    async def _free_files(self) -> None:
+        """Those of which nothing is needed go, and those of which little is, once that has been taken out."""
+        files, logs = self._store.files, {log.number: log for topic in self._topics for log in topic.partitions}
+        floors = {number: log.files_from for number, log in logs.items()}
+        needless, sparse = files.needless(floors), files.sparse(floors)
+        for file in needless:
+            await self._store.forget_file(file)
+        for file, held in sparse.items():
+            if file in self._unreadable:
+                continue
+            try:
+                for number, entry in held.items():
+                    await self._gather(logs[number], file, entry)
+            except StoreDamaged as error:
+                self._unreadable.add(file)
+                logger.error("File %d of large batches is kept, though little of it is needed: %s", file, error)
+            else:
+                await self._store.forget_file(file)
+
+    async def _gather(self, log: PartitionLog, file: int, held: Held) -> None:
+        """Out of the file into RocksDB, where compaction puts what it keeps as well."""
+        position = max(held.first_batch, log.start)
+        while position <= held.last_offset:
+            change = Change()
+            after = log.stage_move(file, position, held.last_offset, self._limits.cleaning_step_bytes, change)
+            self._store.commit(change)
+            log.read_from_store_below(after)
+            position = after
+            await self._rest()
 
     # Producers.
 

@@ -2,22 +2,25 @@
 
 RocksDB would write each several times (to its log, to a file, again when files are merged) and sum it up each time;
 here it is written once. A file takes the batches of all partitions, one after the other, until it is full, and goes as
-a whole when no partition needs a batch of it any more: nothing is ever moved. What a file has of which partition is an
-entry in RocksDB, written in the change that writes the batch.
+a whole when no partition needs a batch of it any more; the cleaner takes the last ones out of it. What a file has of
+which partition is an entry in RocksDB, written in the change that writes the batch.
 """
 
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 # A descriptor each. Readers of old records go through a few files at a time.
 _OPEN_FILES = 16
 _PLACE = struct.Struct(">IQI")
-_HELD = struct.Struct(">qQ")
+_HELD = struct.Struct(">qQqQ")
+_OLDER_HELD = struct.Struct(">qQ")
+# With less of it needed a file is sparse: to take that out writes a third, at most, of what is then freed.
+_SPARSE = 0.25
 
 
 class Place(NamedTuple):
@@ -45,13 +48,30 @@ class Held(NamedTuple):
     last_offset: int
     end: int
     """Where its last batch ends in the file."""
+    first_batch: int
+    """The last offset of its first batch there."""
+    size: int
 
     def pack(self) -> bytes:
         return _HELD.pack(*self)
 
+    def needed(self, floor: int) -> int:
+        """About how many bytes of it are of batches that end at `floor` or after it; nothing only if none does."""
+        if self.last_offset < floor:
+            return 0
+        offsets = self.last_offset + 1 - self.first_batch
+        return max(1, self.size * min(offsets, self.last_offset + 1 - floor) // offsets)
+
 
 def unpack_held(data: bytes) -> Held:
-    return Held(*_HELD.unpack(data))
+    if len(data) == _HELD.size:
+        return Held(*_HELD.unpack(data))
+    last_offset, end = _OLDER_HELD.unpack(data)
+    return Held(last_offset, end, 0, end)
+
+
+Floors: TypeAlias = Mapping[int, int]
+"""For each partition, by its number, the offset before which it needs no file; one that is not there needs none."""
 
 
 class BatchFiles:
@@ -114,7 +134,8 @@ class BatchFiles:
             while left:
                 left = left[file.write(left) :]
         held = self._held.setdefault(place.file, {})
-        held[partition] = Held(last_offset, place.at + place.size)
+        before = held.get(partition, Held(last_offset, 0, last_offset, 0))
+        held[partition] = Held(last_offset, place.at + place.size, before.first_batch, before.size + place.size)
         return held[partition]
 
     def read(self, place: Place) -> bytes:
@@ -145,20 +166,20 @@ class BatchFiles:
         self._open[file] = found
         return found
 
-    def needless(self, needed: Callable[[int, int], bool]) -> list[int]:
-        """
-        The files of which no partition needs its last batch there; asked by its number and that batch's offset.
-
-        Nothing more is written to them.
-        """
-        found = [
-            file
-            for file, held in self._held.items()
-            if not any(needed(partition, entry.last_offset) for partition, entry in held.items())
-        ]
+    def needless(self, floors: Floors) -> list[int]:
+        """The files of which no partition needs anything. Nothing more is written to them."""
+        found = [file for file, held in self._held.items() if not _needed(held, floors)]
         if self._current in found:
             self._end = self._file_bytes
         return found
+
+    def sparse(self, floors: Floors) -> dict[int, dict[int, Held]]:
+        """Files that are full and of which little is needed; and what they have of the partitions that need it."""
+        return {
+            file: {partition: entry for partition, entry in held.items() if _needed({partition: entry}, floors)}
+            for file, held in self._held.items()
+            if file != self._current and 0 < _needed(held, floors) < _SPARSE * _end(held)
+        }
 
     def remove(self, file: int) -> None:
         self._held.pop(file, None)
@@ -170,6 +191,10 @@ class BatchFiles:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def _needed(held: Mapping[int, Held], floors: Floors) -> int:
+    return sum(entry.needed(floors[partition]) for partition, entry in held.items() if partition in floors)
 
 
 def _end(held: Mapping[int, Held]) -> int:

@@ -14,6 +14,7 @@ from kio.schema.errors import ErrorCode
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
 from .errors import BrokenOff, Refusal, StoreDamaged, StoreFailed
+from .files import unpack_place
 from .producers import (
     NO_OFFSET,
     ProducerState,
@@ -296,6 +297,9 @@ class PartitionLog:
         """What `read` left to be read later; raises as `StoredBatch.read`."""
         try:
             data, why = self._whole(last_offset, value), "gone"
+            if data is None:  # it may have been taken out of its file meanwhile
+                now = self._store.get(batch_key(self.number, last_offset))
+                data = self._whole(last_offset, now) if now is not None and size_of(now) == size_of(value) else None
         except StoreFailed:  # the store has said so
             data, why = None, "unreadable"
         if data is None:
@@ -339,13 +343,41 @@ class PartitionLog:
             return None
         data = self._whole(last_offset, value)
         if data is None:
-            raise self._store.damaged(f"the batch of {self.topic} partition {self.index} that ends at {last_offset}")
+            raise self._damaged(last_offset)
         return read_batch(data)
+
+    def _damaged(self, last_offset: int) -> StoreDamaged:
+        return self._store.damaged(f"the batch of {self.topic} partition {self.index} that ends at {last_offset}")
 
     def is_apart(self, last_offset: int) -> bool:
         """Whether the batch is in a file beside the store."""
         value = self._store.get(batch_key(self.number, last_offset))
         return value is not None and is_apart(value)
+
+    @property
+    def files_from(self) -> int:
+        """Before it nothing is in files: compaction takes what it keeps out of them."""
+        return max(self.start, self.bounds.cleaned)
+
+    def stage_move(self, file: int, offset: int, upper: int, max_bytes: int, change: Change) -> int:
+        """
+        Take the batches from `offset` up to `upper` that are in the file out of it; gives where to go on.
+
+        :raises StoreDamaged:
+        """
+        seen = 0
+        prefix = partition_prefixes(self.number)[1]
+        for key, value in self._store.scan(prefix, batch_key(self.number, offset)):
+            last = int.from_bytes(key[-8:])
+            if last > upper or seen >= max_bytes:
+                return last
+            seen += size_of(value)
+            if is_apart(value) and unpack_place(value).file == file:
+                data = self._whole(last, value)
+                if data is None:
+                    raise self._damaged(last)
+                change.put(key, data)
+        return upper + 1
 
     def aborted_between(self, offset: int, upper: int) -> list[AbortedTransaction]:
         """The aborted transactions with records at or after `offset` and below `upper`."""

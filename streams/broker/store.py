@@ -22,7 +22,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,9 +34,9 @@ from .limits import Limits
 
 log = logging.getLogger(__name__)
 
-FORMAT = b"headrace broker 2"
-_OLDER_FORMAT = b"headrace broker 1"
-"""Without files of large batches: whoever reads only it must not take their places for batches."""
+FORMAT = b"headrace broker 3"
+_OLDER_FORMATS = (b"headrace broker 1", b"headrace broker 2")
+"""Without files of large batches, and with less told of them: whoever reads only these cannot read this one."""
 _FORMAT_KEY = b"mformat"
 
 _MEMTABLE_BYTES = 16 * 1024 * 1024
@@ -104,7 +104,7 @@ class Store:
             raise _unopened(folder, error) from error
         try:
             self._check_format()
-            self._files = self._open_files(accept_loss)
+            self.files = self._open_files(accept_loss)
         except Exception as error:
             self._db.close()
             if isinstance(error, StoreFailed):
@@ -118,7 +118,7 @@ class Store:
 
     def _check_format(self) -> None:
         found = self.get(_FORMAT_KEY)
-        if found in (None, _OLDER_FORMAT):
+        if found in (None, *_OLDER_FORMATS):
             change = Change()
             change.put(_FORMAT_KEY, FORMAT)
             self.commit(change)
@@ -151,7 +151,7 @@ class Store:
             raise StoreFailed(self.failure)
         try:
             for number, last_offset, place, pieces in change.large:
-                held = self._files.write(number, last_offset, place, pieces)
+                held = self.files.write(number, last_offset, place, pieces)
                 change.put(_file_key(place.file, number), held.pack())
             self._db.write(change.batch)
         except Exception as error:
@@ -205,7 +205,7 @@ class Store:
         if size < self._limits.large_batch_bytes or self._fsync:
             value = b"".join(pieces)
         else:
-            place = self._files.place(size)
+            place = self.files.place(size)
             change.large.append((number, last_offset, place, pieces))
             value = place.pack()
         change.put(batch_key(number, last_offset), value)
@@ -220,7 +220,7 @@ class Store:
         if not is_apart(value):
             return value
         try:
-            return self._files.read(unpack_place(value))
+            return self.files.read(unpack_place(value))
         except OSError as error:
             raise self.damaged(error) from error
 
@@ -231,22 +231,23 @@ class Store:
         :raises StoreDamaged: when its file cannot be opened.
         """
         try:
-            return not is_apart(value) or self._files.reaches(unpack_place(value))
+            return not is_apart(value) or self.files.reaches(unpack_place(value))
         except OSError as error:
             raise self.damaged(error) from error
 
-    async def forget_files(self, needed: Callable[[int, int], bool]) -> None:
+    async def forget_file(self, file: int) -> None:
         """
-        Remove files of large batches that nobody needs, asked by a partition's number and an offset.
+        Remove a file of large batches that nobody needs.
 
         :raises StoreFailed:
         """
-        for file in self._files.needless(needed):
-            change = Change()
-            change.delete_prefix(_file_key(file))
-            self.commit(change)
-            await self._sync()  # a power cut that left the entry without the file would look like a loss
-            self._files.remove(file)
+        change = Change()
+        change.delete_prefix(_file_key(file))
+        self.commit(change)
+        # A power cut that left the entry without the file would look like a loss; and what was taken out of the file
+        # must be safe elsewhere.
+        await self._sync()
+        self.files.remove(file)
 
     def get(self, key: bytes) -> bytes | None:
         """:raises StoreDamaged: when what is stored is damaged."""
@@ -304,7 +305,7 @@ class Store:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
-        self._files.close()
+        self.files.close()
         try:
             if self._fsync and not self.failure:
                 self._db.flush_wal(True)

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from tests.streams.broker.clients import (
     produce_fields,
 )
 
+DELETE_RECORDS = 21
 SIZE = 100_000
 """Bytes of a batch; two of them fill a file of these tests."""
 LIMITS = replace(QUICK, cleaning_interval_ms=3_600_000, batch_file_bytes=2 * SIZE + 1_000, tail_cache_bytes=1)
@@ -68,7 +71,7 @@ def served(records: bytes) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def broker_of(folder: Path, **settings: Any) -> AsyncIterator[tuple[Broker, Clients]]:
-    async with Broker(folder, limits=LIMITS, **settings) as broker, Clients(broker.address) as clients:
+    async with Broker(folder, **{"limits": LIMITS, **settings}) as broker, Clients(broker.address) as clients:
         yield broker, clients
 
 
@@ -308,6 +311,162 @@ async def test_a_batch_that_is_deleted_while_its_answer_is_sent_breaks_the_answe
             log.read(2, log.end, 10 * SIZE, at_least_one=True)
         await produce(await clients.wire(), large(5))
         assert [type(piece) for piece in log.read(4, log.end, 10 * SIZE, at_least_one=True)] == 2 * [bytes]
+
+
+# Files of which little is needed.
+
+WIDE = replace(LIMITS, batch_file_bytes=10 * SIZE + 2_000, tail_cache_bytes=1 << 20)
+
+
+async def fill_together(wire: Wire, timestamp: int = 1_000, kept: int = 1) -> None:
+    """Two full files of ten batches, of which topic t has the first one or more and the other topic the rest."""
+    for number in range(21):
+        topic = "t" if number % 10 < kept else "other"
+        assert (await produce(wire, large(number, timestamp=timestamp), topic)).error_code is ErrorCode.none
+
+
+async def test_what_is_kept_is_taken_out_of_files_in_which_everything_else_has_expired(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with broker_of(tmp_path, limits=WIDE, clock=clock) as (broker, clients):
+        await clients.topic("t")
+        await clients.topic("other", retention_ms="1000")
+        wire = await clients.wire()
+        await fill_together(wire, clock.now_ms)
+        clock.advance(1_001)
+        await broker.clean()
+        assert files(tmp_path) == ["00000003.batches"]
+        assert served((await fetch(wire, 0)).records) == [0, 10, 20]
+        for offset, number in enumerate((0, 10, 20)):
+            assert served((await fetch(wire, offset, partition_max=1)).records) == [number]
+    async with broker_of(tmp_path, limits=WIDE) as (_, clients):
+        assert served((await fetch(await clients.wire(), 0)).records) == [0, 10, 20]
+
+
+async def test_what_compaction_has_not_come_to_is_taken_out_of_files_in_which_everything_else_is_deleted(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with broker_of(tmp_path, limits=WIDE, clock=clock) as (broker, clients):
+        await clients.topic("t", cleanup_policy="compact", min_compaction_lag_ms="1000")
+        await clients.topic("other")
+        wire = await clients.wire()
+        await fill_together(wire, clock.now_ms, kept=2)
+        await (await clients.admin()).delete_topics(["other"])
+        await broker.clean()
+        assert files(tmp_path) == ["00000003.batches"]
+        assert served((await fetch(wire, 0)).records) == [0, 1, 10, 11, 20]
+        clock.advance(1_001)
+        await broker.clean()
+        assert files(tmp_path) == []
+        assert served((await fetch(wire, 0)).records) == [20]
+
+
+async def test_a_file_of_which_more_is_needed_stays_until_its_partition_is_cut(tmp_path: Path) -> None:
+    async with broker_of(tmp_path, limits=WIDE) as (broker, clients):
+        for topic in ("t", "other"):
+            await clients.topic(topic)
+        wire = await clients.wire()
+        await fill_together(wire, kept=5)
+        await (await clients.admin()).delete_topics(["other"])
+        await broker.clean()
+        assert len(files(tmp_path)) == 3
+        await wire.ask(DELETE_RECORDS, 2, **cut("t", 3), timeout=timedelta(seconds=1))
+        await broker.clean()
+        assert files(tmp_path) == ["00000002.batches", "00000003.batches"]
+        assert served((await fetch(wire, 3)).records) == [3, 4, 10, 11, 12, 13, 14, 20]
+
+
+def cut(topic: str, offset: int) -> dict[str, Any]:
+    return {"topics": [{"name": topic, "partitions": [{"partition_index": 0, "offset": offset}]}]}
+
+
+async def test_a_reader_whose_file_goes_while_its_answer_is_sent_gets_the_same_batch_from_where_it_now_is(
+    tmp_path: Path,
+) -> None:
+    async with broker_of(tmp_path, limits=WIDE) as (broker, clients):
+        for topic in ("t", "other"):
+            await clients.topic(topic)
+        await fill_together(await clients.wire())
+        log = broker._running.topics.partition("t", 0)
+        found = log.read(0, log.end, 10 * SIZE, at_least_one=True)
+        assert [type(piece) for piece in found] == [bytes, StoredBatch, StoredBatch]
+        await (await clients.admin()).delete_topics(["other"])
+        await broker.clean()
+        assert files(tmp_path) == ["00000003.batches"]
+        assert served(b"".join(map(whole, found))) == [0, 10, 20]
+
+
+async def test_a_broker_that_is_killed_while_it_frees_files_has_every_batch_where_it_was_or_where_it_now_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Path] = []
+
+    def copy() -> None:
+        copies.append(tmp_path / f"{len(copies)}")
+        shutil.copytree(tmp_path / "data", copies[-1], ignore=shutil.ignore_patterns("LOCK"))
+
+    def copied(step: Callable[..., None]) -> Callable[..., None]:
+        def around(*arguments: Any) -> None:
+            copy()
+            step(*arguments)
+            copy()
+
+        return around
+
+    async with broker_of(tmp_path / "data", limits=WIDE) as (broker, clients):
+        for topic in ("t", "other"):
+            await clients.topic(topic)
+        await fill_together(await clients.wire())
+        await (await clients.admin()).delete_topics(["other"])
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "commit", copied(Store.commit))
+            patched.setattr(BatchFiles, "remove", copied(BatchFiles.remove))
+            await broker.clean()
+    assert {len(files(left)) for left in copies} == {1, 2, 3}
+    for left in copies:
+        async with broker_of(left, limits=WIDE) as (broker, clients):
+            wire = await clients.wire()
+            assert served((await fetch(wire, 0)).records) == [0, 10, 20]
+            await broker.clean()
+            assert files(left) == ["00000003.batches"]
+            assert served((await fetch(wire, 0)).records) == [0, 10, 20]
+
+
+async def test_a_file_with_a_damaged_batch_is_kept_and_told_once_and_others_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with broker_of(tmp_path, limits=WIDE) as (broker, clients):
+        for topic in ("t", "other"):
+            await clients.topic(topic)
+        wire = await clients.wire()
+        await fill_together(wire)
+        damage(tmp_path, 0)
+        await (await clients.admin()).delete_topics(["other"])
+        for _ in range(2):
+            await broker.clean()
+        assert files(tmp_path) == ["00000001.batches", "00000003.batches"]
+        assert (await fetch(wire, 0)).error_code is ErrorCode.corrupt_message
+        assert served((await fetch(wire, 1)).records) == [10, 20]
+    assert len([text for text in caplog.messages if "File 1 of large batches is kept" in text]) == 1
+
+
+async def test_a_folder_of_the_format_before_keeps_its_files_until_nothing_of_them_is_needed(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    store = Store(tmp_path)
+    change = Change()
+    change.put(b"mformat", b"headrace broker 2")
+    for key, value in store.scan(b"f"):
+        change.put(key, value[:16])
+    store.commit(change)
+    store.close()
+    async with broker_of(tmp_path) as (broker, clients):
+        wire = await clients.wire()
+        await broker.clean()
+        assert len(files(tmp_path)) == 3
+        await wire.ask(DELETE_RECORDS, 2, **cut("t", 2), timeout=timedelta(seconds=1))
+        await broker.clean()
+        assert files(tmp_path) == ["00000002.batches", "00000003.batches"]
+        assert served((await fetch(wire, 2)).records) == [2, 3, 4]
 
 
 async def test_what_was_never_committed_is_gone_at_the_next_start_and_a_folder_without_files_is_taken(
