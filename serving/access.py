@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from http.cookies import SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from headrace.serving.errors import ServingError
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -86,8 +86,9 @@ class Guard:
             self._equal(offered) or any(self._equal(p) for p in scope.get("subprotocols", ()) if p != SUBPROTOCOL)
         ):
             return None
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        if cookie is not None and self._equal(cookie.value):
+        # The reader of http.cookies fails on names that other programs of the same host may well have set.
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+        if cookie is not None and self._equal(cookie):
             return _same_origin(headers)
         return 401, "this gateway wants its token: send Authorization: Bearer <token>, or open /?token=<token>"
 
@@ -104,9 +105,16 @@ def _without_token(headers: Headers) -> tuple[int, str] | None:
 
 def _same_origin(headers: Headers) -> tuple[int, str] | None:
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if origin is not None and _authority(origin) != headers.get("host", "").lower():
         return 403, f"a page of {origin} may not speak to this gateway: its own page and programs may"
     return None
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host(header: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from headrace.serving.access import Guard, check_listening
+from headrace.serving.access import COOKIE, Guard, check_listening
 from headrace.serving.errors import ServingError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -36,7 +36,7 @@ async def test_a_name_that_was_made_to_point_here_is_refused(host: str) -> None:
     assert "loopback" in answer.json()["reason"]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:9999", "null"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:9999", "null", "http://["])
 async def test_a_page_from_elsewhere_may_not_publish(origin: str) -> None:
     async with client(None) as c:
         assert (await c.post("/topics", headers={"Origin": origin})).status_code == 403
@@ -74,6 +74,15 @@ async def test_a_browser_keeps_the_token_in_a_cookie_that_no_other_site_can_use(
         assert "SameSite=strict" in first.headers["set-cookie"]
         assert (await c.get("/topics")).status_code == 200
         assert (await c.post("/topics", headers={"Origin": "http://evil.example"})).status_code == 403
+
+
+@pytest.mark.parametrize("foreign", ["a:b=1", "päge=1", "[]=1", "=", ";;", 'q="', "x"])
+async def test_a_cookie_of_another_program_on_this_host_is_passed_over(foreign: str) -> None:
+    mine = f"{COOKIE}={TOKEN}"
+    for cookies, status in ((foreign, 401), (f"{foreign}; {mine}", 200), (f"{mine}; {foreign}", 200)):
+        async with client(TOKEN, "gateway.example") as c:
+            answer = await c.get("/topics", headers=[(b"cookie", cookies.encode("latin-1"))])
+        assert answer.status_code == status, cookies
 
 
 async def test_the_token_in_the_address_opens_nothing_but_the_page() -> None:
