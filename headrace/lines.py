@@ -167,7 +167,7 @@ def print_topic(
 
 def to_line(message: Message) -> bytes:
     """A record as a line of NDJSON. A value that is no JSON is text, with U+FFFD for what is not UTF-8."""
-    value = message.value
+    line = message.line
     return (
         msgspec.json.encode(
             {
@@ -177,7 +177,7 @@ def to_line(message: Message) -> bytes:
                 "key": message.key,
                 "timestamp": message.timestamp,
                 **({"headers": headers_of(message)} if message.headers else {}),
-                "value": value.decode(errors="replace") if isinstance(value, bytes) else value,
+                "value": (message.data or b"").decode(errors="replace") if line is None else line,
             }
         )
         + b"\n"

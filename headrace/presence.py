@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from headrace.streams.address import Address, client_options
 from headrace.streams.errors import StreamsError
 from headrace.streams.log import Log, Partition
-from headrace.streams.workers import TELL_EVERY, WORKERS, WorkerStatus
+from headrace.streams.workers import TELL_EVERY, WORKERS, WorkerStatus, decode
 
 logger = logging.getLogger("headrace.workers")
 
@@ -132,10 +132,9 @@ class Cleaner:
 
     def _hear(self, worker: str, value: bytes | None) -> None:
         self._heard.pop(worker, None)
-        if value is not None:
-            with contextlib.suppress(msgspec.MsgspecError):
-                if msgspec.json.decode(value, type=WorkerStatus).app == self._app:
-                    self._heard[worker] = time.monotonic()
+        status = None if value is None else decode(value)
+        if status is not None and status.app == self._app:
+            self._heard[worker] = time.monotonic()
 
     def silent(self) -> list[str]:
         return [w for w, at in self._heard.items() if time.monotonic() - at > FORGET_AFTER]

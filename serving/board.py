@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.streams.address import Address
+from headrace.streams.codecs import MAX_INTEGER
 from headrace.streams.errors import BadSecurity, HeadraceError
 from headrace.streams.roster import Crew, Roster, begin
-from headrace.streams.subscription import Message, Start, Subscription
+from headrace.streams.subscription import Message, Start, Subscription, headers_of
 from headrace.streams.topics import Processor, Topic
 from headrace.streams.traffic import Flow, Traffic
 from headrace.streams.workers import WORKERS
@@ -34,7 +35,7 @@ REFUSALS = 50
 """Of each, the last so many are held: a page shows a few tens, and memory stays what it is."""
 
 Record = dict[str, Any]
-"""A record's fields, as JSON holds them."""
+"""A record's fields as JSON holds them: those that a page can show, text and numbers."""
 
 
 @dataclass(slots=True)
@@ -64,6 +65,17 @@ class Sight:
     """Records of each topic that is read whole: those of quality, drift, late and rejected."""
     changes: int = 0
     """Goes up with every record of quality, drift, late and rejected."""
+
+
+def record_of(message: Message) -> Record | None:
+    """The fields of a record, without what is nested or has more digits than a float; None where it has none."""
+    if not isinstance(message.value, dict):
+        return None
+    return {
+        name: value
+        for name, value in message.value.items()
+        if value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) <= MAX_INTEGER)
+    }
 
 
 class Board:
@@ -134,10 +146,11 @@ class Board:
                 continue
             for message in messages:
                 place = (name, message.partition)
-                if message.offset <= self._seen.get(place, -1) or not isinstance(message.value, dict):
+                record = record_of(message)
+                if message.offset <= self._seen.get(place, -1) or record is None:
                     continue
                 self._seen[place] = message.offset
-                self.sight.predictions.append({"model": name.partition(".")[2], **message.value})
+                self.sight.predictions.append({"model": name.partition(".")[2], **record})
 
     async def _read_whole(self, topic: Topic, take: Callable[[Topic, Message], None]) -> None:
         def counted(message: Message, _: bool) -> None:
@@ -175,20 +188,22 @@ class Board:
         self._roster.take(message.key or "", message.data, time.time() * 1000 if live else None)
 
     def _take_quality(self, topic: Topic, message: Message) -> None:
-        if not isinstance(message.value, dict):
+        record = record_of(message)
+        if record is None:
             return
-        records = self.sight.quality[str(message.value.get("model") or topic.name.partition(".")[2])]
-        records.append(message.value)
+        records = self.sight.quality[str(record.get("model") or topic.name.partition(".")[2])]
+        records.append(record)
         if len(records) > QUALITY:
             # Old history gets coarser, the recent half stays as it is.
             records[: QUALITY // 2] = records[: QUALITY // 2 : 2]
 
     def _take_alarm(self, topic: Topic, message: Message) -> None:
-        if isinstance(message.value, dict):
-            self.sight.alarms.append({"model": topic.name.partition(".")[2], **message.value})
+        record = record_of(message)
+        if record is not None:
+            self.sight.alarms.append({"model": topic.name.partition(".")[2], **record})
 
     def _take_refusal(self, topic: Topic, message: Message) -> None:
-        said = {name: value.decode(errors="replace") for name, value in message.headers.items()}
+        said = headers_of(message)
         self.sight.refusals.append(
             Refusal(
                 topic=said.get("topic") or topic.name.rpartition(".")[0],

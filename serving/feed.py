@@ -56,14 +56,10 @@ def envelope(message: Message, positions: dict[int, int]) -> tuple[str, bytes]:
         at, message.topic, message.partition, message.offset, message.key, message.timestamp.isoformat()[:-6] + "Z"
     )
     out.headers = headers_of(message)
-    if message.data is not None:
-        try:
-            msgspec.json.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            out.bytes = base64.b64encode(message.data).decode()
-        else:
-            # In JSON a line break is never part of a string, so it may become a space.
-            out.value = msgspec.Raw(message.data.replace(b"\n", b" ").replace(b"\r", b" "))
+    if (line := message.line) is not None:
+        out.value = line
+    else:
+        out.bytes = base64.b64encode(message.data or b"").decode()
     return at, msgspec.json.encode(out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +12,7 @@ from headrace.serving import crew, diagram, style
 from headrace.serving.board import Board, Record, Refusal
 from headrace.serving.diagram import count, held, rate
 from headrace.serving.gateway import Settings
+from headrace.streams.durations import clock
 from nicegui import ui
 
 METRICS = {"log_loss": "log loss", "roc_auc": "ROC AUC", "average_precision": "average precision"}
@@ -319,5 +319,5 @@ def escape(value: object) -> str:
 def _moment(value: object) -> str:
     """A time as people read it: whatever its form in the record."""
     if isinstance(value, int | float):
-        return f"{datetime.fromtimestamp(value / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+        return f"{clock(value):%Y-%m-%d %H:%M:%S}"
     return str(value or "").replace("T", " ").replace("Z", "")[:19]

@@ -25,6 +25,13 @@ MAX_EVENT_BYTES = 1_000_000
 MAX_INTEGER = 2**53
 """Integers beyond it lose digits in every JSON reader that keeps numbers as doubles, and in float columns."""
 
+MAX_NESTING = 100
+"""Levels of lists and objects within a field. Deeper, one reader after another would fail: each of them goes down by
+its own stack."""
+
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where bytes are no JSON, or JSON that is nested deeper than the stack is."""
+
 
 @dataclass(slots=True)
 class Decoded:
@@ -188,8 +195,10 @@ def _invalid(message: str) -> InvalidEvent:
     return InvalidEvent(reason, field)
 
 
-def _check(field: Field, value: Any) -> None:
+def _check(field: Field, value: Any, levels: int = MAX_NESTING) -> None:
     """Refuse numbers that a column cannot hold exactly, and times without a zone, also inside nested values."""
+    if levels < 0:
+        raise InvalidEvent(f"the field is nested deeper than {MAX_NESTING} levels", field.name)
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return
     if isinstance(value, int):
@@ -204,13 +213,13 @@ def _check(field: Field, value: Any) -> None:
             raise InvalidEvent(f"the time {value.isoformat()} has no zone; write {value.isoformat()}Z", field.name)
     elif isinstance(value, dict):
         for inner in value.values():
-            _check(field, inner)
+            _check(field, inner, levels - 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check(field, inner)
+            _check(field, inner, levels - 1)
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
-            _check(field, getattr(value, name))
+            _check(field, getattr(value, name), levels - 1)
 
 
 def _micros(time: datetime | int) -> int:

@@ -37,6 +37,17 @@ def when(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+def clock(millis: float) -> datetime:
+    """The moment that lies so many milliseconds after 1970-01-01T00:00Z, as records of the log tell times.
+
+    Anyone may have written them: beyond the calendar it is the calendar's first or last moment.
+    """
+    try:
+        return _EPOCH + timedelta(milliseconds=millis)
+    except OverflowError:
+        return (datetime.max if millis > 0 else datetime.min).replace(tzinfo=UTC)
+
+
 def micros(moment: datetime) -> int:
     """Microseconds from 1970-01-01T00:00Z to the moment."""
     return (moment - _EPOCH) // timedelta(microseconds=1)

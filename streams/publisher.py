@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.partitioner import murmur2
 from headrace.streams.address import Address, client_options
-from headrace.streams.codecs import MAX_EVENT_BYTES, SHAPE, Codec, codec, doubt, key_of
+from headrace.streams.codecs import MAX_EVENT_BYTES, NO_JSON, SHAPE, Codec, codec, doubt, key_of
 from headrace.streams.diagnosis import diagnose, unreachable
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError
 from headrace.streams.event import Event
@@ -78,7 +78,7 @@ def encode(item: Publishable, event: type[Event] | None = None, key: str | None 
         return Row(None, value)
     try:
         found = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NO_JSON as error:
         raise InvalidEvent(f"the value is no JSON ({error}): {SHAPE}") from None
     if not isinstance(found, dict):
         raise InvalidEvent(f"the value is no JSON object: {SHAPE}")
@@ -100,14 +100,14 @@ def _written(item: Publishable, event: type[Event]) -> bytes:
     if isinstance(item, Event):
         try:
             return codec_of(event).encode(item)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidEvent(f"the event cannot be encoded: {error}") from None
     value = _json(item)
     if event.contract.codec == "json":
         return value
     try:
         return codec_of(event).encode(msgspec.json.decode(value, type=event))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NO_JSON as error:
         raise InvalidEvent(str(error)) from None
 
 
@@ -119,7 +119,7 @@ def _json(item: Publishable) -> bytes:
             return item.encode()
         if isinstance(item, Event | Mapping):
             return msgspec.json.encode(item)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidEvent(f"the event cannot be written as JSON: {error}") from None
     raise InvalidEvent(f"{type(item).__name__} is no event: publish an hr.Event, a dict, JSON text or bytes")
 

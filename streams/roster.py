@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 from headrace.streams.address import Address
 from headrace.streams.errors import UnknownTopic
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 from headrace.streams.subscription import Subscription
 from headrace.streams.topics import Processor
-from headrace.streams.workers import GONE_AFTER, WORKERS, TaskStatus, WorkerStatus
+from headrace.streams.workers import GONE_AFTER, WORKERS, TaskStatus, WorkerStatus, decode
 
 FORGET_AFTER = 3600.0
 """Seconds of silence after which a worker is no longer told of: who died yesterday is noise. Readers begin so far back,
@@ -29,7 +28,6 @@ UNOWNED = "unowned"
 STATES = ("starting", "restoring", "running", "stopping", "standby", UNOWNED)
 
 Cell = str | int | float | None
-_decode = msgspec.json.Decoder(WorkerStatus).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +173,8 @@ class Roster:
         if value is None:
             self._told.pop(worker, None)
             return
-        try:
-            status = _decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        status = decode(value)
+        if status is None:
             return
         if self._app in (None, status.app):
             self._told[worker] = status, status.time if heard is None else heard

@@ -14,7 +14,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from headrace.streams.address import Address, client_options
 from headrace.streams.closing import stop
+from headrace.streams.codecs import NO_JSON
 from headrace.streams.diagnosis import diagnose
+from headrace.streams.durations import clock
 from headrace.streams.errors import LogUnavailable, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.publisher import codec_of
@@ -28,10 +30,10 @@ Start = Literal["earliest", "latest"] | datetime | Mapping[int, int]
 BATCH = 500
 """Records that a reader holds at a time."""
 
-
 @dataclass(frozen=True)
 class Message:
-    """A record of a topic. `timestamp` is when it was published; `data` is its value as it lies in the log."""
+    """A record of a topic. `timestamp` is when it was published, as its publisher tells; `data` is its value as it lies
+    in the log."""
 
     topic: str
     partition: int
@@ -48,8 +50,18 @@ class Message:
             return None
         try:
             return msgspec.json.decode(self.data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except NO_JSON:
             return self.data
+
+    @property
+    def line(self) -> msgspec.Raw | None:
+        """The value as JSON on one line, as it was written; None where it is no JSON."""
+        if self.data is None:
+            return msgspec.Raw(b"null")
+        if self.value is self.data:
+            return None
+        # In JSON a line break is never part of a string, so it may become a space.
+        return msgspec.Raw(self.data.replace(b"\n", b" ").replace(b"\r", b" "))
 
     def decode(self, event: type[E]) -> E:
         """The value as an event. Raises InvalidEvent where it breaks the contract."""
@@ -178,7 +190,7 @@ async def positions(
     if start == "latest":
         return dict(ends)
     if isinstance(start, datetime):
-        found = await consumer.offsets_for_times(dict.fromkeys(partitions, int(start.timestamp() * 1000)))
+        found = await consumer.offsets_for_times(dict.fromkeys(partitions, max(0, int(start.timestamp() * 1000))))
         return {tp: found[tp].offset if found.get(tp) else ends[tp] for tp in partitions}
     return {tp: min(start.get(tp.partition, ends[tp]), ends[tp]) for tp in partitions}
 
@@ -207,7 +219,7 @@ def to_message(record: Any) -> Message:  # aiokafka has no types
         partition=record.partition,
         offset=record.offset,
         key=None if record.key is None else record.key.decode(errors="replace"),
-        timestamp=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        timestamp=clock(record.timestamp),
         data=record.value,
         headers=dict(record.headers),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from headrace.streams.codecs import MAX_INTEGER, NO_JSON
 from headrace.streams.topics import WORKERS, Topic
 
-__all__ = ["GONE_AFTER", "TELL_EVERY", "TOPIC", "WORKERS", "TaskState", "TaskStatus", "WorkerStatus"]
+__all__ = ["GONE_AFTER", "TELL_EVERY", "TOPIC", "WORKERS", "TaskState", "TaskStatus", "WorkerStatus", "decode"]
 
 TOPIC = Topic(WORKERS, "workers", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
 """Key: the worker's id. A worker that ends in order leaves a tombstone."""
@@ -17,6 +18,9 @@ TELL_EVERY = 2.0
 
 GONE_AFTER = 10.0
 """Seconds of silence after which readers take a worker for dead: several records may be late on a busy machine."""
+
+Whole = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+"""Anyone can write to the topic; larger numbers could be neither reckoned with nor told on."""
 
 TaskState = Literal["starting", "restoring", "running", "standby", "stopping"]
 
@@ -34,18 +38,18 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     stage: str
-    partition: int
+    partition: Whole
     state: TaskState
-    rows: int = 0
-    records: int = 0
-    commits: int = 0
-    aborts: int = 0
-    fenced: int = 0
-    restarts: int = 0
-    lag: int = 0
-    restored: int = 0
-    to_restore: int = 0
-    watermark: int = 0
+    rows: Whole = 0
+    records: Whole = 0
+    commits: Whole = 0
+    aborts: Whole = 0
+    fenced: Whole = 0
+    restarts: Whole = 0
+    lag: Whole = 0
+    restored: Whole = 0
+    to_restore: Whole = 0
+    watermark: Whole = 0
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,11 +64,22 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     app: str
     host: str
-    pid: int
-    started: int
-    time: int
+    pid: Whole
+    started: Whole
+    time: Whole
     state: Literal["joining", "running", "stopping"]
     guarantee: str = "exactly_once"
-    generation: int = -1
+    generation: Whole = -1
     metrics: str = ""
     tasks: tuple[TaskStatus, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(WorkerStatus)
+
+
+def decode(value: bytes) -> WorkerStatus | None:
+    """What a worker told; None where it is no such record."""
+    try:
+        return _decoder.decode(value)
+    except NO_JSON:
+        return None

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
 from fastapi import FastAPI
 from headrace.serving import gateway as gateways
 from headrace.serving.gateway import Settings
@@ -90,6 +91,22 @@ def write(broker: Address, topic: str, rows: Sequence[Row]) -> list[Receipt]:
             await publisher.close()
 
     return asyncio.run(main())
+
+
+FAR = 2**50
+"""Milliseconds: a time beyond the calendar. Any publisher may tell it as that of its record."""
+DEEP = b'{"at":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+"""JSON that no decoder goes through."""
+
+
+def write_odd(broker: Address, topic: str, value: bytes | None = None, key: bytes = b"odd", **more: Any) -> None:
+    """Write a record as only another program would: a time of its own, no value, headers. FAR, where none is given."""
+
+    async def main() -> None:
+        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
+            await producer.send_and_wait(topic, value, key, **{"timestamp_ms": FAR, **more})
+
+    asyncio.run(main())
 
 
 def order(customer: str | None = "13085", **changes: Any) -> dict[str, Any]:  # any JSON, also wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import warnings
 from collections.abc import AsyncIterator
@@ -18,15 +19,23 @@ from headrace.streams.publisher import Row, encode, partition_of
 from headrace.streams.topics import Topic, unknown_topic
 
 import headrace.client
-from headrace.client import Published, connect
+from headrace.client import Message, Published, connect
 from headrace.errors import NoBroker
+from headrace.lines import to_line
 from tests import shop
-from tests.scene import free_port, fresh, order, order_line, write
+from tests.scene import DEEP, free_port, fresh, order, order_line, write, write_odd
 
 
 class Click(Event, topic="clicks", key="user", time="at", codec="msgpack"):
     user: int
     at: datetime
+
+
+def deep(levels: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(levels):
+        made = {"customer": made}
+    return made
 
 
 def test_an_event_comes_back_as_it_was_published(broker: Address) -> None:
@@ -206,6 +215,33 @@ def test_values_that_are_no_json_come_as_bytes_and_missing_ones_as_none(broker: 
     write(broker, topic.name, [Row(b"k", b"\xff"), Row(b"k", b"[1]")])
     with connect(str(broker)) as connection:
         assert [m.value for m in connection.subscribe(topic.name, "earliest", timeout=1)] == [b"\xff", [1]]
+
+
+def test_a_subscription_goes_on_after_a_record_nested_too_deep_and_one_beyond_the_calendar(broker: Address) -> None:
+    topic = fresh(broker, partitions=1)
+    write(broker, topic.name, [Row(b"k", DEEP)])
+    write_odd(broker, topic.name, b"1")
+    write(broker, topic.name, [Row(b"k", b"2")])
+    with connect(str(broker)) as connection:
+        got = list(connection.subscribe(topic.name, "earliest", timeout=1))
+    assert [m.value for m in got] == [DEEP, 1, 2]
+    assert got[1].timestamp == datetime.max.replace(tzinfo=UTC)
+    assert [json.loads(to_line(m))["value"] for m in got] == [DEEP.decode(), 1, 2]
+    with pytest.raises(InvalidEvent):
+        got[0].decode(shop.OrderLine)
+
+
+def test_a_line_of_output_holds_a_value_of_several_lines_and_of_any_size() -> None:
+    long = Message("orders", 0, 1, "k", datetime(2010, 1, 1, tzinfo=UTC), b'{\n"n": ' + b"9" * 30 + b"\r\n}")
+    assert to_line(long).count(b"\n") == 1
+    assert json.loads(to_line(long))["value"] == {"n": int("9" * 30)}
+
+
+@pytest.mark.parametrize("item", [DEEP, DEEP.decode(), deep(5_000)])
+@pytest.mark.parametrize("event", [None, shop.OrderLine, Click])
+def test_an_event_nested_too_deep_is_refused_before_it_is_sent(item: Any, event: type[Event] | None) -> None:
+    with pytest.raises(InvalidEvent):
+        encode(item, event, "customer")
 
 
 def test_events_of_several_threads_share_a_connection(broker: Address) -> None:

@@ -7,6 +7,7 @@ import time
 from copy import deepcopy
 from functools import partial
 
+import msgspec
 import pytest
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
@@ -17,6 +18,7 @@ from headrace.streams.workers import TOPIC, WORKERS, WorkerStatus
 from headrace import presence
 from headrace.presence import Cleaner, Presence
 from headrace.state import records
+from tests.scene import DEEP, write_odd
 
 
 def status(worker: str, app: str = "bank") -> WorkerStatus:
@@ -47,6 +49,8 @@ async def test_the_leader_removes_those_of_its_application_that_fell_silent(
         once = Presence(broker, partial(deepcopy, other), "test")
         await once.tell()
         await once.close()
+    await asyncio.to_thread(write_odd, broker, WORKERS, DEEP, b"deep")  # anyone may write there
+    await asyncio.to_thread(write_odd, broker, WORKERS, msgspec.json.encode(status("odd")).replace(b"bank", b"\xff"))
     leading = False
     cleaner = Cleaner(log, "bank", alive, lambda: leading)
     parts = [asyncio.create_task(alive.run()), asyncio.create_task(cleaner.run())]

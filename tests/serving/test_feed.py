@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -25,7 +26,7 @@ from headrace.streams.subscription import Message
 from headrace.streams.topics import Topic
 from websockets.sync.client import connect
 
-from tests.scene import eventually, fresh, gateway_thread, url_of, write
+from tests.scene import DEEP, FAR, eventually, fresh, gateway_thread, url_of, write, write_odd
 
 TOKEN = "correct-horse-battery"
 
@@ -150,6 +151,34 @@ def test_a_value_that_is_no_json_is_sent_as_base64_with_its_headers() -> None:
     assert told["bytes"] == "/wA="
     assert told["headers"] == {"reason": "why"}
     assert told["timestamp"] == "2010-01-01T00:00:00Z"
+
+
+def test_a_value_nested_beyond_any_use_is_sent_as_base64() -> None:
+    assert base64.b64decode(json.loads(envelope(message(DEEP), {1: 5})[1])["bytes"]) == DEEP
+
+
+def test_a_stream_goes_on_after_a_record_nested_too_deep_and_one_beyond_the_calendar(
+    client: httpx.Client, settings: Settings, broker: Address
+) -> None:
+    predictions = settings.topics[1]
+    write(broker, predictions.name, [Row(b"k", DEEP)])
+    write_odd(broker, predictions.name, b"1")
+    write_odd(broker, predictions.name, b"2", timestamp_ms=-FAR)
+    write(broker, predictions.name, rows(0, 1))
+    with stream(client, predictions, params={"from": "earliest"}) as events:
+        got = [e["data"] for e in take(events, 4)]
+    with websocket(settings, predictions.name, "?from=earliest") as socket_:
+        assert [json.loads(socket_.recv(5)) for _ in range(4)] == got
+    assert base64.b64decode(got[0]["bytes"]) == DEEP
+    assert [r["value"] for r in got[1:3]] == [1, 2]
+    assert [r["timestamp"] for r in got[1:3]] == ["9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"]
+    assert got[3]["value"]["n"] == 0
+
+
+def test_a_stream_from_before_1970_has_everything(client: httpx.Client, broker: Address, orders: Topic) -> None:
+    write(broker, orders.name, rows(0, 3))
+    with stream(client, orders, params={"from": "1960-01-01"}) as events:
+        assert {e["data"]["value"]["n"] for e in take(events, 3)} == {0, 1, 2}
 
 
 def test_more_streams_than_there_are_places_for_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -10,6 +11,8 @@ from headrace.streams import roster
 from headrace.streams.roster import Crew, Roster
 from headrace.streams.topics import Processor
 from headrace.streams.workers import GONE_AFTER, TaskState, TaskStatus, WorkerStatus
+
+from tests.scene import DEEP
 
 NOW = 1_700_000_000_000.0
 ORDERS = Processor("orders", "shop.orders", ("orders",), (), 3)
@@ -93,7 +96,18 @@ def test_a_restore_tells_its_progress() -> None:
 
 
 def test_workers_of_another_application_and_what_is_no_record_are_passed_over() -> None:
-    found = crew(told("a", task(0), app="bank"), ("b", b"{"), ("c", b'{"worker": 1}'), ("d", b"\xff"))
+    _, good = told("g", task(0))
+    found = crew(
+        told("a", task(0), app="bank"),
+        ("b", b"{"),
+        ("c", b'{"worker": 1}'),
+        ("d", b"\xff"),
+        ("e", DEEP),
+        ("f", good[:-1] + b',"more":' + DEEP + b"}"),
+        ("g", re.sub(rb'"time":\d+', b'"time":' + b"9" * 400, good)),
+        ("h", good.replace(b'"watermark":0', b'"watermark":%d' % 2**60)),
+        ("i", good.replace(b'"shop"', b'"sh\xffop"')),
+    )
     assert found.workers == ()
 
 
