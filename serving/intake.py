@@ -12,6 +12,8 @@ from starlette.requests import Request
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request. More is a file: `headrace publish` sends it in pieces."""
+BODY_WAIT = 60.0
+"""Seconds for a body to come: the largest over a slow line. One that never ends would hold its place for ever."""
 MAX_EVENTS = 20_000
 """Events of one request: what is checked within the time that a client waits without wondering."""
 MAX_ERRORS = 100
@@ -24,16 +26,26 @@ NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/j
 
 
 async def read_body(request: Request) -> bytes:
-    """The body. Raises Refused (413) where it is too large, without having held it."""
+    """The body. Raises Refused: 413 where it is too large, without having held it; 408 where it does not end."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > MAX_BODY:
         raise _too_large(announced)
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise _too_large(f"more than {MAX_BODY}")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_WAIT):
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_BODY:
+                    raise _too_large(f"more than {MAX_BODY}")
+                parts.append(part)
+    except TimeoutError:
+        of = f" of {announced}" if announced else ""
+        raise Refused(
+            408,
+            f"the body did not end within {BODY_WAIT:.0f} s ({size}{of} bytes came), and nothing is published: send it "
+            f"whole, or fewer events at a time",
+            headers={"Connection": "close"},
+        ) from None
     return b"".join(parts)
 
 

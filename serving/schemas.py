@@ -52,6 +52,7 @@ def add_schemas(app: FastAPI, topics: Sequence[Topic]) -> None:
 _ANSWERS = {
     "404": "no such topic; near names are told",
     "405": "the topic is written by the program",
+    "408": "the body did not end in time",
     "413": "the body is too large, or holds too many events",
     "415": "the content type is neither JSON nor NDJSON",
     "422": "an event breaks its contract: `reason`, `field`, and for NDJSON `line` and all `errors`",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from headrace.serving import gateway as gateways
+from headrace.serving import intake
 from headrace.serving.gateway import Settings
 from headrace.serving.intake import MAX_BODY, MAX_EVENTS
 from headrace.streams.address import Address
@@ -172,6 +174,22 @@ def test_a_large_body_is_refused_by_its_announcement(client: httpx.Client, order
 def test_a_large_body_that_announces_nothing_is_refused_too(client: httpx.Client, orders: Topic) -> None:
     pieces = (b" " * 65536 for _ in range(MAX_BODY // 65536 + 2))
     assert client.post(f"/topics/{orders.name}", content=pieces, headers=NDJSON).status_code == 413
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
+def test_a_body_that_never_ends_is_answered_and_gives_its_place_back(
+    client: httpx.Client, settings: Settings, orders: Topic, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(intake, "BODY_WAIT", 0.6)
+    monkeypatch.setattr(gateways, "MAX_POSTS", 1)
+    begin = f"POST /topics/{orders.name} HTTP/1.1\r\nHost: 127.0.0.1:{settings.port}\r\n".encode()
+    with socket.create_connection(("127.0.0.1", settings.port), 10) as endless:
+        endless.sendall(begin + head)
+        answer = b"".join(iter(lambda: endless.recv(65536), b""))  # to the end of the connection
+    assert answer.startswith(b"HTTP/1.1 408")
+    reason = "the body did not end within 1 s (1 of 100 bytes came), and nothing is published: send it whole, or fewer"
+    assert reason.replace(" of 100" if b"chunked" in head else "?", "") in answer.decode()
+    assert client.post(f"/topics/{orders.name}", json=order()).status_code == 202
 
 
 def test_too_many_events_at_a_time_are_refused(client: httpx.Client, orders: Topic) -> None:
