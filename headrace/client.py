@@ -168,14 +168,14 @@ class AsyncConnection:
         name, event, key = self._known.topic(topic)
         await self._check(name, event)
         if isinstance(events, Event | Mapping | bytes | str):
-            return (await self._publisher.send(name, [self._heeded(name, encode(events, event, key))]))[0]
+            return (await self._publisher.send(name, [self._heeded(name, _row(name, events, event, key))]))[0]
         await self._publisher.check(name)
         tally = _Tally(name)
         waiting: deque[asyncio.Task[list[Receipt]]] = deque()
         taken = 0
         async for chunk in _chunks(events):
-            numbered = (_numbered(taken + i, item, event, key) for i, item in enumerate(chunk))
-            remaining = _Remaining(self._heeded(name, row) for row in numbered)
+            encoded = (_row(name, item, event, key, i) for i, item in enumerate(chunk, taken))
+            remaining = _Remaining(self._heeded(name, row) for row in encoded)
             taken += len(chunk)
             if rows := remaining.chunk():
                 waiting.append(asyncio.create_task(self._publisher.send(name, rows)))
@@ -293,8 +293,8 @@ class Connection:
             return self._do(self._within.publish(topic, events))
         name, event, key = self._known.topic(topic)
         self._do(self._within._check(name, event))
-        numbered = (_numbered(i, item, event, key) for i, item in enumerate(events))
-        return self.publish_rows(name, (self._within._heeded(name, row) for row in numbered))
+        encoded = (_row(name, item, event, key, i) for i, item in enumerate(events))
+        return self.publish_rows(name, (self._within._heeded(name, row) for row in encoded))
 
     def publish_rows(self, topic: str, rows: Iterable[Row]) -> Published:
         """Publish rows that are encoded already. Where the iterable raises, what came before it is published."""
@@ -390,11 +390,15 @@ class _Remaining:
             raise self.failure
 
 
-def _numbered(number: int, item: Publishable, event: type[Event] | None, key: str | None) -> Row:
+def _row(
+    topic: str, item: Publishable, event: type[Event] | None, key: str | None, number: int | None = None
+) -> Row:
+    """The row of an event of a topic, and its number among many, from 0. Raises InvalidEvent, which names them."""
     try:
         return encode(item, event, key)
     except InvalidEvent as error:
-        raise InvalidEvent(f"event {number}: {error.reason}", error.field) from None
+        which = f"topic {topic}" if number is None else f"topic {topic}, event {number}"
+        raise InvalidEvent(f"{which}: {error.reason}", error.field) from None
 
 
 async def _chunks(

@@ -64,9 +64,7 @@ def publish_lines(
                     yield row
                 except InvalidEvent as error:
                     bad += 1
-                    sentence = f"{file}, line {number}: {error.reason}" + (
-                        f" (field {error.field})" if error.field else ""
-                    )
+                    sentence = f"{file}, line {number}: {error}"
                     if strict:
                         raise FrontError(sentence) from None
                     if bad <= MOST_TOLD:

@@ -20,7 +20,7 @@ class InvalidEvent(StreamsError):
     """
 
     def __init__(self, reason: str, field: str = "") -> None:
-        super().__init__(reason)
+        super().__init__(f"{reason} (field {field})" if field else reason)
         self.reason = reason
         self.field = field
 

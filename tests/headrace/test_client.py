@@ -52,9 +52,15 @@ def test_an_event_comes_back_as_it_was_published(broker: Address) -> None:
 
 
 def test_a_mapping_is_checked_by_the_contract_of_the_program(broker: Address) -> None:
-    with connect(str(broker), app=shop.Shop()) as connection, pytest.raises(InvalidEvent, match="Expected `int`") as e:
-        connection.publish("orders", order(quantity="twelve"))
-    assert e.value.field == "quantity"
+    with connect(str(broker), app=shop.Shop()) as connection:
+        with pytest.raises(InvalidEvent) as e:
+            connection.publish("orders", order(quantity="twelve"))
+        assert str(e.value) == "topic orders: Expected `int`, got `str` (field quantity)"
+        assert e.value.field == "quantity"
+        asyncio.run(ensure_topics(broker, [shop.ORDERS]))
+        with pytest.raises(InvalidEvent) as e:
+            connection.publish("orders", [order(), order(quantity="twelve"), order()])
+        assert str(e.value) == "topic orders, event 1: Expected `int`, got `str` (field quantity)"
 
 
 def test_an_unknown_topic_is_told_with_near_names(broker: Address) -> None:
@@ -160,7 +166,7 @@ def test_what_came_before_an_invalid_event_is_published(broker: Address) -> None
     topic = fresh(broker)
     events: list[Any] = [*(order_line() for _ in range(2500)), 7, order_line()]
     with connect(str(broker)) as connection:
-        with pytest.raises(InvalidEvent, match="event 2500: int is no event"):
+        with pytest.raises(InvalidEvent, match=f"topic {topic.name}, event 2500: int is no event"):
             connection.publish(topic.name, events)
         assert len(list(connection.subscribe(topic.name, "earliest", timeout=1))) == 2500
 
@@ -289,6 +295,10 @@ async def test_the_same_in_asyncio(broker: Address) -> None:
         published = await connection.publish(topic, lines())
         assert isinstance(published, Published)
         assert published.count == headrace.client.CHUNK + 10
+        with pytest.raises(InvalidEvent, match=f"topic {topic}: the event"):
+            await connection.publish(topic, {"at": object()})
+        with pytest.raises(InvalidEvent, match=f"topic {topic}, event 0: the event"):
+            await connection.publish(topic, [{"at": object()}])
         count = 0
         async for _ in connection.subscribe(topic, "earliest", timeout=1):
             count += 1
@@ -297,6 +307,4 @@ async def test_the_same_in_asyncio(broker: Address) -> None:
 
 
 async def _fresh(broker: Address) -> str:
-    import asyncio
-
     return (await asyncio.to_thread(fresh, broker)).name
