@@ -22,7 +22,7 @@ from headrace.streams.errors import InvalidEvent, StreamsError
 from headrace.streams.event import Event
 from headrace.streams.publisher import Publishable, Publisher, Receipt, Row, encode
 from headrace.streams.subscription import Message, Start, Subscription, parse_start
-from headrace.streams.topics import derived, derived_topic
+from headrace.streams.topics import derived_topic, kind_of
 
 __all__ = ["AsyncConnection", "Connecting", "Connection", "Message", "Published", "Receipt", "connect"]
 
@@ -190,7 +190,7 @@ class AsyncConnection:
         """Raises UnknownTopic and DerivedTopic, where no contract says that it is a topic of events."""
         if event is None:
             await self._publisher.check(topic)
-            if derived(topic):
+            if kind_of(topic) != "event":
                 raise derived_topic(topic, await self._publisher.topics())
 
     def _heeded(self, topic: str, row: Row) -> Row:

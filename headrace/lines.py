@@ -23,7 +23,7 @@ from headrace.streams.errors import InvalidEvent
 from headrace.streams.event import Event
 from headrace.streams.publisher import Row, encode
 from headrace.streams.subscription import Message, headers_of, parse_start
-from headrace.streams.topics import derived, derived_topic
+from headrace.streams.topics import derived_topic, kind_of
 
 MOST_TOLD = 20
 """Bad lines told one by one. A file of another format would fill the terminal."""
@@ -112,7 +112,7 @@ def _contract(
 def _check(topic: str, key: str | None, connection: Connection) -> None:
     """That lines of a topic without contract can be published as they are."""
     partitions = connection.partitions(topic)
-    if derived(topic):
+    if kind_of(topic) != "event":
         raise derived_topic(topic, connection.topics())
     if key is None and partitions > 1:
         raise FrontError(

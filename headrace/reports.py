@@ -14,7 +14,7 @@ from headrace.program import load
 from headrace.running import Running, current, find_broker
 from headrace.streams.address import Address
 from headrace.streams.roster import Cell, Crew, Place, Seen, read_crew
-from headrace.streams.topics import Processor, Topic
+from headrace.streams.topics import Processor, Topic, kind_of
 from headrace.streams.traffic import Flow, Traffic, describe
 
 BETWEEN = 1.0
@@ -35,12 +35,12 @@ def print_topics(broker: str | None) -> None:
     topics = _of_stack(address)[1]
     known = {t.name: t for t in topics}
     there = asyncio.run(describe(address))
-    listed = [known.get(name) or Topic(name, "event", partitions) for name, partitions in there.items()]
+    listed = [known.get(name) or Topic(name, kind_of(name), partitions) for name, partitions in there.items()]
     flow = asyncio.run(_flow(address, listed, (), samples=1))
-    rows = [
+    rows: list[dict[str, Cell]] = [
         {
             "topic": t.name,
-            "kind": t.kind if t.name in known else None,
+            "kind": t.kind,
             "partitions": there[t.name],
             "records": t.records,
             "exact": t.exact,
@@ -55,7 +55,7 @@ def print_status(broker: str | None) -> None:
     address = find_broker(broker)
     running, topics, processors = _of_stack(address)
     if not topics:
-        topics = tuple(Topic(name, "event", n) for name, n in asyncio.run(describe(address)).items())
+        topics = tuple(Topic(name, kind_of(name), n) for name, n in asyncio.run(describe(address)).items())
     flow = asyncio.run(_flow(address, topics, processors, samples=2))
     crew = asyncio.run(read_crew(address, running.app if running else None, processors))
     if running is not None:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from headrace.streams.errors import DerivedTopic, UnknownTopic
 
@@ -60,17 +60,28 @@ NEAR_NAMES = 3
 """More suggestions than this read as noise."""
 
 
-OURS = re.compile(r"(features|predictions|outcomes|metrics|drift)\..*|.*\.(late|rejected|changelog|hurries)|__.*")
+_OURS = re.compile(
+    rf"(features|predictions|outcomes|metrics|drift)\..*|.*\.(late|rejected|changelog|hurries)|registry|{WORKERS}|__.*"
+)
 
 
-def derived(name: str) -> bool:
-    """Whether a program writes the topic, and nobody publishes to it; by its name, where only names are known."""
-    return OURS.fullmatch(name) is not None or name in ("registry", WORKERS)
+def kind_of(name: str) -> Kind:
+    """The kind of a topic where only its name is known: "event" where it is none that a program writes.
+
+    >>> kind_of("orders"), kind_of("orders.late"), kind_of("predictions.returns"), kind_of("shop.orders.hurries")
+    ('event', 'late', 'predictions', 'changelog')
+    """
+    found = _OURS.fullmatch(name)
+    if found is None:
+        return "event"
+    kind = found[1] or found[2] or name
+    return cast(Kind, kind) if kind in get_args(Kind) else "changelog"
+
 
 
 def derived_topic(name: str, known: Iterable[str]) -> DerivedTopic:
     """The error for publishing to a topic that a program writes, with those that are published to."""
-    events = ", ".join(sorted(n for n in known if not derived(n))[:10]) or "none"
+    events = ", ".join(sorted(n for n in known if kind_of(n) == "event")[:10]) or "none"
     return DerivedTopic(
         f"topic {name} is written by the program, not by publishers: publish to an event topic ({events})"
     )
@@ -83,7 +94,7 @@ def unknown_topic(name: str, known: Iterable[str], *, publishing: bool = False) 
     """
     names = sorted(set(known))
     if publishing:
-        names = [n for n in names if not derived(n)] or names
+        names = [n for n in names if kind_of(n) == "event"] or names
     near = difflib.get_close_matches(name, names, n=NEAR_NAMES, cutoff=0.5)
     near += [n for n in names if name and name in n and n not in near][: NEAR_NAMES - len(near)]
     if near:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams.publisher import encode
+from headrace.streams.publisher import Row, encode
 from headrace.streams.topics import Topic
 
 from tests import crew, shop
@@ -147,10 +147,18 @@ def test_topics_and_status_are_ndjson_in_a_pipe(broker: Address) -> None:
     assert done.returncode == 0
     [mine] = [line for line in lines(done.stdout) if line["topic"] == topic.name]
     assert (mine["partitions"], mine["records"]) == (1, 3)
+    derived = fresh(broker, shop.PREDICTIONS)
+    write(broker, derived.name, [Row(b"k", b"{}")])
     status = headrace("status", "--broker", str(broker))
     assert status.returncode == 0
     told = {"report": "topics", "topic": topic.name, "kind": "event", "records": 3, "exact": True, "records/s": 0.0}
     assert told in lines(status.stdout)
+    # Nothing but the broker is known, and their names tell what is derived.
+    kinds = {line["topic"]: line["kind"] for line in lines(status.stdout) if line["report"] == "topics"}
+    assert kinds[derived.name] == "predictions"
+    assert {"topic": derived.name, "kind": "predictions"}.items() <= next(
+        line for line in lines(headrace("topics", "--broker", str(broker)).stdout) if line["topic"] == derived.name
+    ).items()
 
 
 def test_status_tells_of_the_workers_and_their_tasks(broker: Address) -> None:
