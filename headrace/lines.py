@@ -80,12 +80,17 @@ def publish_lines(
         connection.publish_rows(topic, rows())
         progress.update(task, events=published, completed=size)
     if bad > MOST_TOLD:
-        say.print(f"and {bad - MOST_TOLD} more bad lines")
+        say.print(f"and {_count(bad - MOST_TOLD, 'more bad line')}")
     if doubtful:
-        more = f" (and {doubtful - 1:,} more lines like it)" if doubtful > 1 else ""
+        more = f" (and {_count(doubtful - 1, 'more line')} like it)" if doubtful > 1 else ""
         say.print(f"{doubt}{more}", markup=False)
-    say.print(f"published {published:,} events to {topic}" + (f"; {bad:,} bad lines were left out" if bad else ""))
+    left = f"; {_count(bad, 'bad line')} {'was' if bad == 1 else 'were'} left out" if bad else ""
+    say.print(f"published {_count(published, 'event')} to {topic}{left}")
     return bad == 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _text(line: bytes) -> str:

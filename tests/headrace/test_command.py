@@ -70,6 +70,13 @@ def test_lines_to_a_topic_that_the_program_writes_are_refused(broker: Address) -
     assert done.stderr.startswith(told)
 
 
+def test_one_event_is_told_as_one(broker: Address) -> None:
+    topic = fresh(broker)
+    options = ("--broker", str(broker), "--key", "customer")
+    told = headrace("publish", topic.name, "-", *options, stdin=b'{"customer":1}\n{}\n').stderr.decode()
+    assert told.splitlines()[-1] == f"published 1 event to {topic.name}; 1 bad line was left out"
+
+
 def test_strict_stops_at_the_first_bad_line(broker: Address, tmp_path: Path) -> None:
     topic = fresh(broker)
     options = ("--broker", str(broker), "--key", "customer", "--strict")
