@@ -75,24 +75,22 @@ def run(
         starting = asyncio.create_task(stack.__aenter__())
         try:
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
-                return
-            starting.result()
-            _greet(stack)
-            failing = asyncio.create_task(stack.wait())
-            await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if failing.done():
-                failing.result()
-            failing.cancel()
+            if starting.done():
+                starting.result()
+                _greet(stack)
+                failing = asyncio.create_task(stack.wait())
+                await asyncio.wait([failing, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if failing.done():
+                    failing.result()
+                failing.cancel()
             say.print("stopping gateway and worker" if broker else "stopping gateway, worker and broker")
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         finally:
             stopping.cancel()
             await stack.stop()
+        say.print("stopped; the next run goes on from here")
 
-    parts = "worker, gateway" if broker else "broker, worker, gateway"
-    say.print(f"starting {stack.app.name}: {parts}")
     asyncio.run(main())
 
 

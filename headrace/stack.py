@@ -50,7 +50,8 @@ class Stack:
     broker_port, gateway_port: left out, 9092 and 8080, or free ones where these are taken
     host, token:  where the gateway listens; beyond loopback it wants a token
     replication:  copies of each topic it creates; left out, HEADRACE_REPLICATION's, else the broker's default
-    tell:         called with a sentence when something happens to a process
+    tell:         called with a sentence once program, folder, broker and ports are accepted, and when something happens
+                  to a process
 
     Entering it raises StackError (a process did not start, a port is taken, another stack has the folder), ProgramError
     and ServingError. `wait` raises StackError when a process died for good.
@@ -151,6 +152,7 @@ class Stack:
             await self._start_broker(self._supervisor)
         await ensure_topics(self.broker, self.app.topics(), replication=self._replication)
         choose_port(self._host, self._gateway_port, GATEWAY_PORT, "--gateway-port")  # complains before the long start
+        self._tell(f"starting {self.app.name}: {'' if self._given else 'broker, '}worker, gateway")
         await self._supervisor.start(self._measured(self._worker_child()))
         await self._start_gateway(self._supervisor)
         self._write()

@@ -252,6 +252,7 @@ async def serve(app: App, broker: str, data: Path, metrics_url: str = "", progra
 
     def stop() -> None:
         stopping.set()
+        print("stopping: open cycles end first; a second signal ends it at once", flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, 1)
 
@@ -271,6 +272,8 @@ async def serve(app: App, broker: str, data: Path, metrics_url: str = "", progra
     # What failed where nobody foresaw it: without that part the worker would go on, and tell that it is stopping.
     if worker.crash_reason is not None:
         raise worker.crash_reason
+    if stopping.is_set():
+        print("stopped", flush=True)
 
 
 def _report(fleet: Fleet) -> None:

@@ -21,9 +21,11 @@ def main() -> None:
     chosen = parser.parse_args()
     watch_parent(chosen.parent_fd)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if os.environ.get("STUB_FAILS"):
+    fails = os.environ.get("STUB_FAILS")
+    if fails and fails != "never ready":
         sys.exit("the state cannot be read")
-    print("worker ready", flush=True)
+    if not fails:
+        print("worker ready", flush=True)
     while True:
         time.sleep(1)
 

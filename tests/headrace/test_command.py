@@ -189,6 +189,7 @@ def test_status_tells_of_the_workers_and_their_tasks(broker: Address) -> None:
         (("topics", "--broker", "127.0.0.1:1"), 1, "no broker answers at kafka://127.0.0.1:1"),
         (("run", "missing.py"), 1, "there is no file missing.py"),
         (("run", "tests/shop.py", "--host", "0.0.0.0"), 1, "without a token"),
+        (("run", "tests/shop.py", "--broker", "127.0.0.1:1"), 1, "no broker answers at kafka://127.0.0.1:1"),
         (
             ("subscribe", "orders", "--from", "yesterday", "--broker", "127.0.0.1:1"),
             1,
@@ -207,4 +208,5 @@ def test_an_error_is_one_sentence_and_an_exit_code(
     assert done.returncode == code
     assert told in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+    assert "starting" not in done.stderr.decode(), "what is refused does not start"
     assert done.stdout == b""

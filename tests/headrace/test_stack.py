@@ -80,6 +80,9 @@ def test_a_stack_is_found_by_others_and_ends_whole_on_a_signal(home: Path, sign:
         assert process.wait(40) == 0
         assert gone(pids), "no child outlives an orderly stop"
     assert running.current() is None
+    said = (home.parent / "run.log").read_text().splitlines()
+    assert said[0] == "starting shop: broker, worker, gateway"
+    assert said[-2:] == ["stopping gateway, worker and broker", "stopped; the next run goes on from here"]
 
 
 def test_nothing_outlives_a_stack_that_is_killed_and_the_next_goes_on(home: Path) -> None:
@@ -105,6 +108,20 @@ def test_a_child_that_is_killed_is_back_at_the_same_place(home: Path, name: str)
         with connect() as connection:
             connection.publish("orders", order())
         eventually(lambda: httpx.get(f"{after.gateway}/health", trust_env=False).status_code == 200)
+
+
+def test_a_stack_that_is_stopped_while_it_starts_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_FAILS", "never ready")
+    log = home.parent / "run.log"
+    command = [sys.executable, "-m", "tests.headrace.run_stack", "run", str(PROGRAM)]
+    with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
+        eventually(lambda: log.read_text() == "starting shop: broker, worker, gateway\n", 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0
+    assert log.read_text().splitlines()[1:] == [
+        "stopping gateway, worker and broker",
+        "stopped; the next run goes on from here",
+    ]
 
 
 async def test_a_second_stack_on_the_same_folder_is_refused(tmp_path: Path) -> None:

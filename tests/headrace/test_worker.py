@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -15,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from headrace.presence import Cleaner
 from headrace.worker import serve
 from tests.headrace.bank import app
+from tests.scene import ROOT
 
 
 async def test_a_part_that_fails_where_nobody_foresaw_it_ends_the_worker(
@@ -42,3 +46,23 @@ def test_metrics_whose_port_is_taken_are_served_at_another_only_where_none_was_n
         assert not caplog.messages
         assert metrics.serve(registry, port) == 0
         assert f"metrics are not served: port {port} on 127.0.0.1 cannot be had" in caplog.text
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_says_that_it_is_stopping_and_that_it_has_stopped(
+    broker: Address, tmp_path: Path, sign: signal.Signals
+) -> None:
+    program = str(ROOT / "tests" / "headrace" / "bank.py")
+    command = [sys.executable, "-m", "headrace.worker", program, "--broker", str(broker), "--data", str(tmp_path)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
+    with process:
+        assert process.stdout is not None
+        said = iter(process.stdout.readline, "")
+        assert any(line.startswith("ready: ") for line in said), (tmp_path / "log").read_text()
+        process.send_signal(sign)
+        assert [line.strip() for line in said] == [
+            "stopping: open cycles end first; a second signal ends it at once",
+            "stopped",
+        ]
+    assert process.returncode == 0
