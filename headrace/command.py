@@ -208,6 +208,7 @@ def gateway(
 ) -> None:
     """Run the gateway of a program, with its live page, against a broker."""
     from headrace.gateway import run as run_gateway
+    from headrace.program import load
     from headrace.serving.access import check_listening
     from headrace.stack import choose_port
     from headrace.streams.address import parse_address
@@ -215,6 +216,7 @@ def gateway(
     address = parse_address(broker)
     check_listening(host, token)
     choose_port(host, port, port, "--port")  # says what is wrong with it; the server would only leave
+    load(program)
     say.print(f"the gateway of {program} listens on {host}:{port}; its broker is {address}", markup=False)
     run_gateway(program, address, host=host, port=port, token=token)
 

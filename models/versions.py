@@ -53,7 +53,7 @@ def decode(value: bytes) -> Version:
     """Raises ArtifactError where the record is no version."""
     try:
         return msgspec.json.decode(value, type=Version)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(
             f"a record of the {REGISTRY} topic is no version of a model ({error}): {value[:80]!r}"
         ) from error

@@ -8,7 +8,7 @@ from headrace.serving.errors import Refused
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.publisher import Row, encode
 from headrace.streams.topics import Topic
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request. More is a file: `headrace publish` sends it in pieces."""
@@ -26,7 +26,8 @@ NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/j
 
 
 async def read_body(request: Request) -> bytes:
-    """The body. Raises Refused: 413 where it is too large, without having held it; 408 where it does not end."""
+    """The body. Raises Refused: 413 where it is too large, without having held it; 408 where it does not end; 400
+    where its sender goes."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > MAX_BODY:
         raise _too_large(announced)
@@ -38,6 +39,8 @@ async def read_body(request: Request) -> bytes:
                 if size > MAX_BODY:
                     raise _too_large(f"more than {MAX_BODY}")
                 parts.append(part)
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended within the body, and nothing is published") from None
     except TimeoutError:
         of = f" of {announced}" if announced else ""
         raise Refused(

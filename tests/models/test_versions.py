@@ -37,7 +37,11 @@ def test_a_version_survives_the_registry() -> None:
     assert versions.decode(versions.encode(version)) == version
 
 
-@pytest.mark.parametrize("value", [b"", b"{}", b"not json", b'{"model": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"{}", b"not json", b'{"model": 1}', b"\xff", b'{"model": "\xff"}', b'{"more": ' + b"[" * 100_000],
+    ids=lambda value: repr(value[:20]),
+)
 def test_a_record_that_is_no_version_is_told(value: bytes) -> None:
     with pytest.raises(ArtifactError, match="registry topic is no version"):
         versions.decode(value)

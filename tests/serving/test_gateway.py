@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from headrace.streams.subscription import Message, Subscription
 from headrace.streams.topics import Topic
 
 from tests import shop
-from tests.scene import free_port, gateway_thread, order, url_of
+from tests.scene import eventually, free_port, gateway_thread, order, url_of
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -190,6 +191,20 @@ def test_a_body_that_never_ends_is_answered_and_gives_its_place_back(
     reason = "the body did not end within 1 s (1 of 100 bytes came), and nothing is published: send it whole, or fewer"
     assert reason.replace(" of 100" if b"chunked" in head else "?", "") in answer.decode()
     assert client.post(f"/topics/{orders.name}", json=order()).status_code == 202
+
+
+def test_a_sender_that_goes_within_its_body_is_no_failure_of_the_gateway(
+    client: httpx.Client, settings: Settings, orders: Topic, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gateways, "MAX_POSTS", 1)
+    head = f"POST /topics/{orders.name} HTTP/1.1\r\nHost: 127.0.0.1:{settings.port}\r\nContent-Length: 100\r\n\r\n{{"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", settings.port), 10) as going:
+            going.sendall(head.encode())
+            time.sleep(0.1)
+    eventually(lambda: client.post(f"/topics/{orders.name}", json=order()).status_code == 202, 10)
+    assert "ClientDisconnect" not in caplog.text
 
 
 def test_too_many_events_at_a_time_are_refused(client: httpx.Client, orders: Topic) -> None:
