@@ -270,6 +270,14 @@ class _Sender:
 
     async def close(self) -> None:
         await stop(self._producer)
+        # What failed beneath and was not waited for would be told as an exception that nobody took.
+        producer = self._producer
+        ended = [b._drain_waiter for batches in producer._message_accumulator._batches.values() for b in batches]
+        if producer._txn_manager is not None:
+            ended.append(producer._txn_manager.wait_for_transaction_end())
+        for future in ended:
+            if future is not None and future.done() and not future.cancelled():
+                future.exception()
 
     async def _ask(self, awaitable: object) -> object:
         try:
@@ -304,13 +312,6 @@ class _Writer(_Sender):
 
     async def abort(self) -> None:
         await self._ask(self._producer.abort_transaction())
-
-    async def close(self) -> None:
-        # A transaction that failed and was not waited for would be told as an exception that nobody took.
-        ended = self._producer._txn_manager.wait_for_transaction_end()
-        if ended is not None and ended.done() and not ended.cancelled():
-            ended.exception()
-        await super().close()
 
 
 async def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> asyncio.Future[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -417,7 +418,9 @@ def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(
     ground.run(scenario)
 
 
-def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(ground: Ground) -> None:
+def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(
+    ground: Ground, caplog: pytest.LogCaptureFixture
+) -> None:
     topic = ground.topic()
 
     async def scenario(client: Client) -> None:
@@ -429,6 +432,8 @@ def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(
                 await old.send([record(topic, "1")], 0)
 
     ground.run(scenario)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_writers_of_different_owners_leave_each_other_alone(ground: Ground) -> None:
