@@ -208,6 +208,7 @@ class Runner:
     _sender: Sender | None = None
     _unsettled: _Ahead | None = None
     _stopping: bool = False
+    _asked: float = 0.0
     _empty_since: dict[int, float] = field(default_factory=dict)
     _ends: dict[Partition, int] = field(default_factory=dict)
 
@@ -308,6 +309,7 @@ class Runner:
         idle = self._idle()
         ready = self.task.merge.available(idle) > 0
         room = [i.partition for i in self.task.inputs if not i.full]
+        self._asked = self.clock.now()
         for fetched in await self._reader.fetch(room, FETCH_ROWS, 0.0 if ready else POLL):
             self.task.feed(fetched)
             self._ends[fetched.partition] = fetched.end
@@ -369,14 +371,14 @@ class Runner:
         self.crash(5)
 
     def _idle(self) -> frozenset[int]:
-        """Inputs read to their end for long enough."""
-        now = self.clock.now()
+        """Inputs read to their end for long enough, as of when they were last asked: a process that was held up since
+        knows nothing of what came meanwhile."""
         for n, source in enumerate(self.task.inputs):
             if source.buffered or not source.caught_up:
                 self._empty_since.pop(n, None)
             else:
-                self._empty_since.setdefault(n, now)
-        return frozenset(n for n, since in self._empty_since.items() if now - since >= self.idle_after)
+                self._empty_since.setdefault(n, self._asked)
+        return frozenset(n for n, since in self._empty_since.items() if self._asked - since >= self.idle_after)
 
     async def run(self) -> None:
         """Until `stop`, or until the task is another's. Starts again after failures of the log, from what is committed.

@@ -118,9 +118,9 @@ class SimulatedLog:
 
     def append_open(self, name: str, partition: Partition, record: Record) -> int:
         """Append in the open transaction of a transactional id."""
-        offset = self.append(partition, record, "open")
-        self.open.setdefault(name, {}).setdefault(partition, []).append(offset)
-        return offset
+        # First: what is noted of the partition's end is without it.
+        self.open.setdefault(name, {}).setdefault(partition, []).append(len(self.entries(partition)))
+        return self.append(partition, record, "open")
 
     def now_ms(self) -> int:
         return int(self.world.wall() * 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from headrace.streams import runner
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogLost, LogUnavailable, TransactionUnknown
-from headrace.streams.log import Partition, Turns, Writer
-from headrace.streams.runner import LOST_AFTER, Progress, Runner
+from headrace.streams.log import Fetched, Partition, Turns, Writer
+from headrace.streams.runner import LOST_AFTER, Follow, Progress, Runner
 from headrace.streams.store import MemoryStore
 
 from tests.simulation.log import SimulatedLog
@@ -238,6 +239,37 @@ def test_a_task_that_publishes_ahead_gives_up_too_where_no_commit_comes_through(
         with pytest.raises(LogUnavailable, match=r"gave up after 3 attempts: the group takes no offsets"):
             await mine.run()
         assert len(log.committed_records("totals")) == 4
+
+    play(world, scenario())
+
+
+def test_an_input_is_not_idle_by_what_was_read_of_it_before_the_process_was_held_up() -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    calls: list[float] = []
+
+    class HeldUp(Runner):
+        """For a minute, between its second read and the work on it; meanwhile something comes to the empty input."""
+
+        async def _follow(self, wait: float) -> list[Fetched]:
+            calls.append(wait)
+            if calls.count(0.0) == 2:
+                log.publish(event("refunds", "a", 1, 1))
+                await world.sleep(60.0)
+            return await super()._follow(wait)
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 5, 100))
+        task, _ = build(0, MemoryStore())
+        follows = [Follow(Partition("registry", 0), lambda _: None)]
+        mine = HeldUp(task, log, world, STAGE.group, follows, wall=world.wall)
+        await mine.start()
+        for _ in range(30):
+            await mine.step()
+        await mine.close()
+        assert calls.count(0.0) > 2
+        assert not log.committed_records("refunds.late")
+        assert [json.loads(r.value or b"")[1] for r in log.committed_records("totals")] == [-1, 4]
 
     play(world, scenario())
 
