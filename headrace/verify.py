@@ -29,6 +29,7 @@ from headrace.serving.scorer import score
 from headrace.stack import reach
 from headrace.state import newest_mark, part, records
 from headrace.streams.batch import Record
+from headrace.streams.codecs import NO_JSON
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Fetched, Log, Partition
 from headrace.streams.runner import SETTLE_ROWS
@@ -181,7 +182,7 @@ async def _cuts(log: Log, task: Task, extent: _Extent) -> AsyncIterator[list[int
 def _hurry(value: bytes | None, partition: Partition, inputs: int) -> Hurry:
     try:
         hurry = msgspec.json.decode(value or b"", type=Hurry)
-    except _UNREADABLE as error:
+    except NO_JSON as error:
         raise VerifyError(f"{partition.topic} {partition.number} holds a record that no task wrote: {error}") from None
     if len(hurry.before) != inputs or len(hurry.after) != inputs:
         raise VerifyError(f"{partition.topic} {partition.number} holds a record that no task wrote: {value!r}")
@@ -295,10 +296,6 @@ def _same_version(check: Comparison, published: versions.Version, made: _Version
             check.differ("changed", f"{published.version} says it is {published.fingerprint}, and holds {holds}")
 
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What a record raises that others wrote to a topic of the program."""
-
-
 class _Scored(msgspec.Struct):
     """What a prediction and an outcome both tell of a score."""
 
@@ -320,7 +317,7 @@ async def _scores(log: Log, model: Model, partition: Partition, end: int, made: 
             check.compared += 1
             try:
                 said = msgspec.json.decode(value or b"", type=_Scored)
-            except _UNREADABLE as error:
+            except NO_JSON as error:
                 check.differ("unreadable", f"offset {offset} of {partition.topic} {partition.number}: {error}")
                 continue
             version = first if said.version == first.name else _load(loaded, made, said.version)
@@ -475,7 +472,7 @@ class _Published:
             return (key, value), None
         try:
             found = msgspec.json.decode(value, type=dict[str, Any])
-        except _UNREADABLE:
+        except NO_JSON:
             return (key, value), None
         about = str(found["id"]) if "id" in found else (key, str(found.get("start")), str(found.get("at")))
         passing = _PASSING[self._kind]

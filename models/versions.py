@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from headrace.models import artifacts
 from headrace.models.errors import ArtifactError
+from headrace.streams.codecs import NO_JSON
 
 REGISTRY = "registry"
 
@@ -53,7 +54,7 @@ def decode(value: bytes) -> Version:
     """Raises ArtifactError where the record is no version."""
     try:
         return msgspec.json.decode(value, type=Version)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NO_JSON as error:
         raise ArtifactError(
             f"a record of the {REGISTRY} topic is no version of a model ({error}): {value[:80]!r}"
         ) from error

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
-from headrace.streams.codecs import Decoded
+from headrace.streams.codecs import NO_JSON, Decoded
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event, Field, fields
@@ -419,7 +419,7 @@ class OutcomeCodec:
             try:
                 _settled(value or b"")
                 rows.append(i)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            except NO_JSON as error:
                 refused.append((i, InvalidEvent(f"it is no outcome ({error})")))
         column = np.empty(len(values), np.object_)
         column[:] = values
