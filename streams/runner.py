@@ -106,7 +106,8 @@ async def replay(
 ) -> None:
     """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward.
 
-    barrier: an offset before which the changelog does not end, whatever the log says of it
+    barrier: an offset before which the changelog does not end, whatever the log says of it, for this task has written
+             up to there. Without one the end may be that of a node that is behind: it proves nothing
 
     Raises LogUnavailable, also where the log does not come to the barrier.
     """
@@ -140,7 +141,7 @@ async def replay(
                     break
                 before = position
                 for fetched in got:
-                    task.replay(fetched, task.written)
+                    task.replay(fetched, wall())
                     position = fetched.next_offset
                     progress.restored = min(position, end) - first
                 in_vain = 0 if position > before else in_vain + 1
@@ -153,7 +154,8 @@ async def replay(
             await reader.close()
     if position >= end:
         task.expect(0)
-        task.current(began)
+        if barrier:
+            task.current(began)
 
 
 @dataclass(slots=True)

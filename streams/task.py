@@ -137,11 +137,14 @@ class Task:
         """Empty the store, to make it again from the whole changelog."""
         self._store.empty()
 
-    def replay(self, fetched: Fetched, at: float = 0.0) -> None:
+    def replay(self, fetched: Fetched, now: float = 0.0) -> None:
         """Bring the store forward by committed changelog records (recovery between steps 4 and 5).
 
-        at: as `written`
+        now: seconds since 1970; a record of later than that is of a clock that is wrong
         """
+        # Whatever follows a commit was written after it. A barrier may follow what is gone already.
+        commits = (at for key, at in zip(fetched.keys[::-1], fetched.timestamp[::-1], strict=True) if key != BARRIER)
+        at = max(self.written, min(now, next(commits, 0) / 1000))
         # The newest of each key, and in their order: the store takes them in half the time.
         newest = dict(zip([key or b"" for key in fetched.keys], fetched.values, strict=True))
         self._store.write([*sorted(newest.items()), (_POSITION, b"%d %d" % (fetched.next_offset, at))])

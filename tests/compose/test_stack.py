@@ -194,15 +194,14 @@ def test_the_main_job_runs_on_the_workers_that_are_there(scene: Scene) -> None:
 def test_every_panel_shows_something_and_no_alert_is_broken(scene: Scene) -> None:
     line = {"invoice": "1", "customer": "13085", "item": "85048", "description": "LIGHTS", "quantity": 12}
     line |= {"price": 6.95, "country": "France", "at": "2010-04-01T09:30:00Z"}
-    for _ in range(3):
+    waiting = [query for query in QUERIES if not any(part in query for part in MAY_BE_EMPTY)]
+
+    def shown() -> bool:
+        # One after the other: a rate is told of the last seconds only.
         published = httpx.post(
             f"{scene.gateway}/topics/orders", json=line, headers=scene.token, trust_env=False, timeout=30
         )
         assert published.status_code == 202, published.text
-
-    waiting = [query for query in QUERIES if not any(part in query for part in MAY_BE_EMPTY)]
-
-    def shown() -> bool:
         waiting[:] = [query for query in waiting if not scene.ask(query)]
         return not waiting
 

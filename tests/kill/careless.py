@@ -62,13 +62,14 @@ class CarelessWriter:
         dies = self._suicidal and deaths < 2 and self._batches > ALIVE
         sent: dict[Partition, asyncio.Future[Any]] = {}  # aiokafka is untyped
         first = random.random() < 0.5 if ONE_OF_SEVERAL else deaths == 0
-        for part in (outputs, state) if first else (state, outputs):
+        parts = (outputs, state) if first else (state, outputs)
+        for part in parts:
             for r in part:
                 number = home if r.partition is None else r.partition
                 sending = self._producer.send(r.topic, r.value, r.key, number, r.timestamp, list(r.headers))
                 sent[Partition(r.topic, number)] = await sending
             await self._producer.flush()
-            if ONE_OF_SEVERAL:
+            if ONE_OF_SEVERAL and part is parts[0]:
                 await asyncio.sleep(PAUSE)
             if dies:
                 with DEATHS.open("ab") as file:

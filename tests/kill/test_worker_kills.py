@@ -21,6 +21,7 @@ from tests.kill.feed import Feed
 KILLS = int(os.environ.get("KILLS", "30"))
 SEED = int(os.environ.get("SEED", random.randrange(2**32)))
 LONG = KILLS > 60
+CARELESS_BURSTS = 6
 JOBS = [rig.window(), rig.customers(1 if LONG else 12)]
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300 + 20 * KILLS)]
@@ -67,16 +68,20 @@ def test_the_check_finds_what_workers_without_transactions_do_twice_and_lose(
 ) -> None:
     print(f"SEED={SEED}")
     job = rig.window(100.0)
+    events = job.events(SEED)
     rig.create_topics(job, kafka_alone)
     with rig.Workers(job.program, str(kafka_alone), tmp_path / "data", "tests.kill.careless") as workers:
         at_work = rig.Rig(job, kafka_alone, workers, random.Random(f"{SEED} careless"))
         for _ in range(rig.WORKERS):
             workers.add()
         workers.wait_ready()
-        with Feed(kafka_alone, job.events(SEED), job.rate):
-            at_work.burst(["KILL"] * 5)
-        at_work.settle()
-        at_work.end()
-        found = at_work.asked(job.check)
-    print(found)
-    assert found.kinds["published twice"] or found.kinds["lost"], "a broken engine was taken for a sound one"
+        # A kill does harm between a worker's two writes only, and each of a burst's may miss that moment.
+        for _ in range(CARELESS_BURSTS):
+            with Feed(kafka_alone, events, job.rate):
+                at_work.burst(["KILL"] * 5)
+            at_work.settle()
+            found = at_work.asked(job.check)
+            print(found)
+            if found.kinds["published twice"] or found.kinds["lost"]:
+                return
+    pytest.fail("a broken engine was taken for a sound one")

@@ -13,6 +13,7 @@ from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogLost, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Turns, Writer
 from headrace.streams.runner import LOST_AFTER, Follow, Progress, Runner
+from headrace.streams.standby import Standby
 from headrace.streams.store import MemoryStore
 
 from tests.simulation.log import SimulatedLog
@@ -71,17 +72,10 @@ def test_a_store_that_lay_aside_while_the_log_forgot_deletions_is_made_anew(
     monkeypatch.setattr(runner, "STALE_AFTER", stale_after)
     world = World(1)
     log = SimulatedLog(world)
-    here, there = MemoryStore(), MemoryStore()
+    here = MemoryStore()
 
     async def scenario() -> None:
-        log.publish(event("payments", "a", 5, 0))
-        await work(log, here)
-        log.publish(event("refunds", "a", 5, 1))
-        log.publish(event("payments", "b", 1, 1))
-        await work(log, there)
-        log.compact(CHANGES)
-        world.passed += 30 * 3600
-        log.compact(CHANGES)
+        await deleted(log, here)
         await work(log, here)
 
     play(world, scenario())
@@ -121,6 +115,71 @@ def test_a_store_is_made_anew_where_days_pass_while_it_is_brought_forward() -> N
     play(world, scenario())
     assert slept
     assert rows(here) == rows(from_changelog(log, STAGE, 0).store) == {}
+
+
+def test_a_store_is_not_taken_for_new_because_a_node_that_is_behind_says_that_nothing_followed() -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    here = MemoryStore()
+
+    class Behind(SimulatedLog):
+        async def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+            return dict.fromkeys(partitions, build(0, here)[0].position)
+
+    async def scenario() -> None:
+        await deleted(log, here)
+        late = Behind(world, log.faults, log.partitions, log.groups, log.ids, log.open, log.waiting)
+        await runner.replay(build(0, here)[0], late, Progress(), world.wall, lambda: False)
+        world.passed += 1
+        await runner.replay(build(0, here)[0], log, Progress(), world.wall, lambda: False)
+
+    play(world, scenario())
+    assert rows(here) == rows(from_changelog(log, STAGE, 0).store) != {}
+
+
+class Emptied(MemoryStore):
+    times = 0
+
+    def empty(self) -> None:
+        self.times += 1
+        super().empty()
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_a_copy_is_made_anew_after_days_only_where_it_may_have_missed_a_deletion(missed: bool) -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    here = Emptied()
+    copy = Standby(build(0, here)[0], log, world, Progress(), world.wall)
+    ended: list[bool] = []
+
+    async def follow() -> None:
+        await copy.run()
+        ended.append(True)
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 5, 0))
+        await work(log, MemoryStore())
+        world.spawn("copy", follow())
+        await world.sleep(5.0)
+        assert rows(here) == rows(from_changelog(log, STAGE, 0).store)
+        if missed:  # the machine of the copy sleeps, the others do not
+            world.pause("copy", 600.0)
+            await deleted(log, MemoryStore())
+            await world.sleep(600.0)
+        else:
+            world.passed += 30 * 3600
+        for who in "cd":
+            log.publish(event("payments", who, 1, 2))
+            await work(log, MemoryStore())
+            await world.sleep(5.0)
+        copy.stop()
+        await world.sleep(5.0)
+
+    play(world, scenario())
+    assert ended
+    assert rows(here) == rows(from_changelog(log, STAGE, 0).store)
+    assert here.times == missed
 
 
 @pytest.mark.parametrize(
@@ -272,6 +331,18 @@ def test_an_input_is_not_idle_by_what_was_read_of_it_before_the_process_was_held
         assert [json.loads(r.value or b"")[1] for r in log.committed_records("totals")] == [-1, 4]
 
     play(world, scenario())
+
+
+async def deleted(log: SimulatedLog, store: MemoryStore) -> None:
+    """An owner with this store writes a row; another one deletes it, and the log forgets that."""
+    log.publish(event("payments", "a", 5, 0))
+    await work(log, store)
+    log.publish(event("refunds", "a", 5, 1))
+    log.publish(event("payments", "b", 1, 1))
+    await work(log, MemoryStore())
+    log.compact(CHANGES)
+    log.world.passed += 30 * 3600
+    log.compact(CHANGES)
 
 
 async def work(log: SimulatedLog, store: MemoryStore) -> None:

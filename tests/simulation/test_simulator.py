@@ -175,10 +175,13 @@ def restores_before_it_fences(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_the_deletions_in_a_changelog(monkeypatch: pytest.MonkeyPatch) -> None:
     replay = Task.replay
 
-    def replayed(self: Task, fetched: Fetched, at: float = 0.0) -> None:
+    def replayed(self: Task, fetched: Fetched, now: float = 0.0) -> None:
         there = [i for i, value in enumerate(fetched.values) if value is not None]
         keys, values = [fetched.keys[i] for i in there], [fetched.values[i] for i in there]
-        replay(self, replace(fetched, keys=keys, values=values), at)
+        kept = replace(
+            fetched, offset=fetched.offset[there], timestamp=fetched.timestamp[there], keys=keys, values=values
+        )
+        replay(self, kept, now)
 
     monkeypatch.setattr(Task, "replay", replayed)
 
