@@ -220,7 +220,7 @@ def test_every_panel_shows_something_and_no_alert_is_broken(scene: Scene) -> Non
 
 def test_a_worker_that_is_gone_is_seen(scene: Scene) -> None:
     (rule,) = [rule for rule in RULES if rule["alert"] == "NoWorker"]
-    assert scene.ask(rule["expr"]) == []
+    eventually(lambda: scene.ask(rule["expr"]) == [], 30)
     scene.worker.kill()
     scene.worker.wait()
     eventually(lambda: bool(scene.ask(rule["expr"])), 30)
