@@ -278,6 +278,8 @@ def list_offsets(call: Call) -> Fields:
                     fields |= {"offset": found[0], "timestamp": found[1], "leader_epoch": LEADER_EPOCH}
             except Refusal as refusal:
                 fields["error_code"] = refusal.code
+            except StoreFailed:  # the store has said so
+                fields["error_code"] = ErrorCode.kafka_storage_error
             partitions.append(fields)
         topics.append({"name": topic.name, "partitions": partitions})
     return {"topics": topics}
@@ -303,6 +305,8 @@ def delete_records(call: Call) -> Fields:
                 fields["low_watermark"] = _delete_before(call, topic.name, wanted)
             except Refusal as refusal:
                 fields["error_code"] = refusal.code
+            except StoreFailed:
+                fields["error_code"] = ErrorCode.kafka_storage_error
             topics[topic.name].append(fields)
     return {"topics": [{"name": name, "partitions": partitions} for name, partitions in topics.items()]}
 

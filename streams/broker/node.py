@@ -57,29 +57,33 @@ def open_node(
 ) -> Node:
     """:raises FolderInUse: :raises FolderUnreadable:"""
     store = Store(folder, limits, fsync=fsync, accept_loss=accept_loss)
-    topics = Topics(store, limits)
-    groups = GroupCoordinator(store, limits)
-    transactions = TransactionCoordinator(store, topics, groups, limits)
-    metrics = metrics or Metrics()
-    metrics.watch(
-        lambda: sum(len(topic.partitions) for topic in topics),
-        lambda: transactions.open_count,
-        lambda: store.syncs,
-    )
-    return Node(
-        store,
-        topics,
-        groups,
-        transactions,
-        Cleaner(store, topics, limits, clock),
-        limits,
-        clock,
-        metrics,
-        flight or Flight(limits.inflight_bytes),
-        _cluster_id(store),
-        auto_create,
-        default_partitions,
-    )
+    try:
+        topics = Topics(store, limits)
+        groups = GroupCoordinator(store, limits)
+        transactions = TransactionCoordinator(store, topics, groups, limits)
+        metrics = metrics or Metrics()
+        metrics.watch(
+            lambda: sum(len(topic.partitions) for topic in topics),
+            lambda: transactions.open_count,
+            lambda: store.syncs,
+        )
+        return Node(
+            store,
+            topics,
+            groups,
+            transactions,
+            Cleaner(store, topics, limits, clock),
+            limits,
+            clock,
+            metrics,
+            flight or Flight(limits.inflight_bytes),
+            _cluster_id(store),
+            auto_create,
+            default_partitions,
+        )
+    except BaseException:
+        store.close()
+        raise
 
 
 def _cluster_id(store: Store) -> str:

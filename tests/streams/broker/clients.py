@@ -17,7 +17,7 @@ from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
 
-PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR = 0, 1, 2, 10
+PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR, DELETE_RECORDS = 0, 1, 2, 10, 21
 LEAVE_GROUP, DESCRIBE_GROUPS, LIST_GROUPS, DELETE_GROUPS = 13, 15, 16, 42
 # Sessions of tenths of a second and cleaning at once, so that tests of what time does are short.
 QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10, cleaning_interval_ms=200)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.streams.broker import Broker, FolderUnreadable
+from headrace.streams.broker import Broker, FolderUnreadable, node
 from kio.schema.errors import ErrorCode
 
 from tests.streams.broker.clients import (
+    DELETE_RECORDS,
     FETCH,
+    LIST_OFFSETS,
     PRODUCE,
     QUICK,
     Clients,
@@ -227,6 +229,49 @@ async def test_a_damaged_file_is_told_at_the_start_or_at_the_record_and_nothing_
     assert code is wanted, (kind, len(left))
     assert left == written[: len(left)]
     assert kind == "*.blob" or "is damaged" in caplog.text
+
+
+async def test_a_folder_whose_damage_shows_while_it_is_loaded_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Broker(tmp_path, limits=QUICK):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(node, "Topics", Damaged.iter)
+        with pytest.raises(Exception, match="block checksum mismatch") as told:
+            await Broker(tmp_path, limits=QUICK).start()
+    async with Broker(tmp_path, limits=QUICK):
+        pass
+    assert told.tb, "whoever holds the error holds no folder"
+
+
+class Damaged:
+    """RocksDB where whoever goes through keys comes to damage."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def iter(self, *_: Any) -> Any:
+        raise Exception("Corruption: block checksum mismatch")  # as RocksDB's bindings do
+
+
+async def test_look_ups_and_deletions_that_come_to_damage_are_refused_and_the_connection_lives(tmp_path: Path) -> None:
+    async with Broker(tmp_path, limits=QUICK) as broker, Clients(broker.address) as clients:
+        await clients.topic("t")
+        wire = await clients.wire()
+        for _ in range(3):
+            assert (await produce(wire, b"v")).error_code is ErrorCode.none
+        store = broker._running.store
+        store._db = Damaged(store._db)  # type: ignore[assignment]  # in its place
+        timed = [{"name": "t", "partitions": [{"partition_index": 0, "timestamp": 1}]}]
+        [found] = (await wire.ask(LIST_OFFSETS, 7, replica_id=-1, topics=timed)).topics[0].partitions
+        assert (found.error_code, found.offset) == (ErrorCode.kafka_storage_error, -1)
+        cut = [{"name": "t", "partitions": [{"partition_index": 0, "offset": 2}]}]
+        [told] = (await wire.ask(DELETE_RECORDS, 2, topics=cut)).topics[0].partitions
+        assert (told.error_code, told.low_watermark) == (ErrorCode.kafka_storage_error, -1)
 
 
 async def _read_to_the_damage(wire: Wire) -> tuple[list[bytes], ErrorCode]:

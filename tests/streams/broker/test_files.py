@@ -22,6 +22,7 @@ from headrace.streams.broker.store import Change, Store
 from kio.schema.errors import ErrorCode
 
 from tests.streams.broker.clients import (
+    DELETE_RECORDS,
     FETCH,
     LIST_OFFSETS,
     PRODUCE,
@@ -35,7 +36,6 @@ from tests.streams.broker.clients import (
     produce_fields,
 )
 
-DELETE_RECORDS = 21
 SIZE = 100_000
 """Bytes of a batch; two of them fill a file of these tests."""
 LIMITS = replace(QUICK, cleaning_interval_ms=3_600_000, batch_file_bytes=2 * SIZE + 1_000, tail_cache_bytes=1)

@@ -9,7 +9,9 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from kio.schema.errors import ErrorCode
 
 from tests.streams.broker.clients import (
+    DELETE_RECORDS,
     FETCH,
+    LIST_OFFSETS,
     PRODUCE,
     Clients,
     batch,
@@ -19,7 +21,7 @@ from tests.streams.broker.clients import (
     read,
 )
 
-LIST_OFFSETS, DELETE_RECORDS, LEADER_EPOCH = 2, 21, 23
+LEADER_EPOCH = 23
 CODECS = [
     name
     for name, has in {
