@@ -26,12 +26,12 @@ class Gauges:
         self.subscribers = Gauge("headrace_gateway_subscribers", "Open streams", registry=self.registry)
         self.slow = Counter("headrace_gateway_slow", "Streams ended for a slow client", registry=self.registry)
         self.topic_records = Gauge("headrace_topic_records", "Records held", ["topic"], registry=self.registry)
-        self.topic_rate = Gauge("headrace_topic_rate", "Records written a second", ["topic"], registry=self.registry)
+        self.topic_written = Counter("headrace_topic_written", "Records written", ["topic"], registry=self.registry)
         self.processor_lag = Gauge(
             "headrace_processor_lag", "Records not yet processed", ["processor"], registry=self.registry
         )
-        self.processor_rate = Gauge(
-            "headrace_processor_rate", "Records processed a second", ["processor"], registry=self.registry
+        self.processor_processed = Counter(
+            "headrace_processor_processed", "Records processed", ["processor"], registry=self.registry
         )
         self.workers = Gauge("headrace_workers", "Workers by state", ["state"], registry=self.registry)
         self.tasks = Gauge(
@@ -51,10 +51,10 @@ class Gauges:
     def show(self, flow: Flow) -> None:
         for topic in flow.topics:
             self.topic_records.labels(topic.name).set(topic.records)
-            self.topic_rate.labels(topic.name).set(topic.rate)
+            self.topic_written.labels(topic.name).inc(topic.rate * flow.seconds)
         for processor in flow.processors:
             self.processor_lag.labels(processor.name).set(processor.lag or 0)
-            self.processor_rate.labels(processor.name).set(processor.rate)
+            self.processor_processed.labels(processor.name).inc(processor.rate * flow.seconds)
 
     def show_crew(self, crew: Crew) -> None:
         for state in ("joining", "running", "stopping", "gone"):

@@ -72,12 +72,13 @@ class ProcessorFlow:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Rates and lags between two samples."""
+    """Rates and lags between two samples, `seconds` apart; 0 where there was none before."""
 
     topics: tuple[TopicFlow, ...] = ()
     processors: tuple[ProcessorFlow, ...] = ()
     tails: Mapping[str, Sequence[Message]] = field(default_factory=dict)
     """The last records of topics that were written to since the sample before."""
+    seconds: float = 0.0
 
 
 def measure(
@@ -191,7 +192,7 @@ class Traffic:
         topics, processors = measure(self._topics, self._processors, self._before, now, self._density)
         seconds = now.at - self._before.at if self._before else 0.0
         self._before = now
-        return Flow(tuple(self._with_records(t, seconds) for t in topics), processors, tails)
+        return Flow(tuple(self._with_records(t, seconds) for t in topics), processors, tails, seconds)
 
     def _with_records(self, topic: TopicFlow, seconds: float) -> TopicFlow:
         """The flow of a topic, its records those estimated before and those written since."""

@@ -197,7 +197,7 @@ def test_every_panel_shows_something_and_no_alert_is_broken(scene: Scene) -> Non
     waiting = [query for query in QUERIES if not any(part in query for part in MAY_BE_EMPTY)]
 
     def shown() -> bool:
-        # One after the other: a rate is told of the last seconds only.
+        # Again and again: rates are told of what came between two scrapes.
         published = httpx.post(
             f"{scene.gateway}/topics/orders", json=line, headers=scene.token, trust_env=False, timeout=30
         )
