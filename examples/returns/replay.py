@@ -338,6 +338,7 @@ async def replay(which: str, data: Path, console: Console) -> dict[str, Any]:
                 finally:
                     for running_task in (shown, dead, work):
                         running_task.cancel()
+                    await asyncio.wait([shown, dead, work])  # what they hold is closed before the log is
                 seconds = time.monotonic() - began
         carried = await weights(place.broker)
         return _summary(seen, len(lines), published, seconds) | {"data": place.data, "weights": carried}
