@@ -131,9 +131,14 @@ class Stack:
 
     async def stop(self) -> None:
         """Stop gateway, worker and broker, in this order."""
-        if self._supervisor is not None:
-            supervisor, self._supervisor = self._supervisor, None
-            await supervisor.stop()
+        try:
+            if self._supervisor is not None:
+                supervisor, self._supervisor = self._supervisor, None
+                await supervisor.stop()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._lock is not None:
             for file in (self.data / "stack.json", running.home() / "current.json", running.home() / running.STARTING):
                 found = running.read(file)
@@ -268,8 +273,10 @@ async def broker_alone(data: Path) -> AsyncIterator[Address]:
         await supervisor.start(_broker_child(data, address))
         yield address
     finally:
-        await supervisor.stop()
-        os.close(lock)
+        try:
+            await supervisor.stop()
+        finally:
+            os.close(lock)
 
 
 def _broker_child(data: Path, broker: Address) -> Child:

@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headrace.errors import StackError
 
@@ -53,6 +54,20 @@ class Child:
     ready: Probe | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     says_so: bool = False
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for it however often the caller is cancelled meanwhile; that is raised afterwards: a second Ctrl-C, or one
+    that comes while a stack is stopping of itself, must not leave its children behind."""
+    working, cancelled = asyncio.create_task(work), None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    working.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 class Restarts:
@@ -112,7 +127,10 @@ class Supervisor:
         await self._failure()
 
     async def stop(self) -> None:
-        """Stop the children, the last first, each within STOP_WAIT."""
+        """Stop the children, the last first, each within STOP_WAIT; all of them also where the caller is cancelled."""
+        await to_its_end(self._stop())
+
+    async def _stop(self) -> None:
         for process in reversed(self._running):
             if process.keeper is not None:
                 process.keeper.cancel()

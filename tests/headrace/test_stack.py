@@ -131,6 +131,22 @@ async def test_a_second_stack_on_the_same_folder_is_refused(tmp_path: Path) -> N
         assert stack.pids.keys() == {"broker", "worker", "gateway"}
 
 
+async def test_a_stack_that_is_cancelled_while_it_stops_stops_to_the_end(tmp_path: Path) -> None:
+    stack = await Stack(PROGRAM, data=tmp_path / "data").__aenter__()
+    pids = list(stack.pids.values())
+    stopping = asyncio.create_task(stack.stop())
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert gone(pids)
+    assert running.current() is None
+    async with Stack(PROGRAM, data=tmp_path / "data"):
+        pass
+
+
 async def test_a_worker_that_cannot_start_is_told_with_its_last_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
