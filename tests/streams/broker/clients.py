@@ -74,9 +74,12 @@ class Wire:
         return message
 
     async def closed(self) -> bool:
-        """Whether the broker has hung up."""
+        """Whether the broker has hung up; where it did not read all that was sent, that shows as a reset."""
         async with asyncio.timeout(5):
-            return await self.reader.read(1) == b""
+            try:
+                return await self.reader.read(1) == b""
+            except ConnectionResetError:
+                return True
 
 
 class Clients:
