@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from headrace.streams.broker.wire import _SMALL_BYTES, Wire
 
+from tests.scene import eventually
 from tests.secured import certificates
 
 LENGTH = struct.Struct(">i")
@@ -70,8 +71,7 @@ def met(loop: str, server: Server, client: Client, tls: tuple[ssl.SSLContext, ss
             finally:
                 wire.close()
                 await asyncio.to_thread(visitor.join)
-                while wire._lost is None:
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(eventually, lambda: wire._lost is not None)
 
     runner: Callable[[Coroutine[Any, Any, None]], None] = LOOPS[loop]
     runner(main())
