@@ -140,12 +140,14 @@ class Stack:
 
     def _let_go(self) -> None:
         if self._lock is not None:
-            for file in (self.data / "stack.json", running.home() / "current.json", running.home() / running.STARTING):
-                found = running.read(file)
-                if found is not None and found.pid == os.getpid() and found.data == str(self.data):
-                    file.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            try:
+                for file in (self.data / "stack.json", running.home() / "current.json", running.home() / running.STARTING):
+                    found = running.read(file)
+                    if found is not None and found.pid == os.getpid() and found.data == str(self.data):
+                        file.unlink(missing_ok=True)
+            finally:
+                os.close(lock)
 
     async def _start(self) -> None:
         self._lock = await _lock(self.data)

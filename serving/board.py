@@ -119,8 +119,8 @@ class Board:
 
     async def _watch_flow(self, show: Callable[[Flow], None]) -> None:
         loop = asyncio.get_running_loop()
+        traffic = Traffic(self._address, self.topics, self.processors, tail=True)
         while True:
-            traffic = Traffic(self._address, self.topics, self.processors, tail=True)
             try:
                 await traffic.start()
                 while True:

@@ -103,15 +103,18 @@ async def replay(
     wall: Callable[[], float],
     stopping: Callable[[], bool],
     barrier: int = 0,
+    began: float | None = None,
 ) -> None:
     """Bring a task's store to the end of its changelog, from nothing where it cannot be brought forward.
 
     barrier: an offset before which the changelog does not end, whatever the log says of it, for this task has written
              up to there. Without one the end may be that of a node that is behind: it proves nothing
+    began:   a time before the barrier was written; now, where it is left out
 
     Raises LogUnavailable, also where the log does not come to the barrier.
     """
-    partition, began = task.changelog, wall()
+    partition = task.changelog
+    began = wall() if began is None else began
     end = max(barrier, (await log.ends([partition])).get(partition, 0))
     begin = (await log.starts([partition])).get(partition, 0)
     if task.position and (task.position < begin or task.position > end):
@@ -223,8 +226,9 @@ class Runner:
         if self.ahead:
             self._sender = await self.log.sender()
         self.progress.state = "restoring"
+        began = self.wall()  # a process may be held up for days between writing and knowing it
         barrier = await self._write_barrier(self._writer)
-        await replay(task, self.log, self.progress, self.wall, lambda: self._stopping, barrier)
+        await replay(task, self.log, self.progress, self.wall, lambda: self._stopping, barrier, began)
         if self._stopping:
             return
         task.resume()

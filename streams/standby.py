@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from headrace.streams.errors import LogUnavailable
 from headrace.streams.log import Log
-from headrace.streams.runner import FETCH_ROWS, RETRY_LAST, STALE_AFTER, Clock, Progress, replay
+from headrace.streams.runner import FETCH_ROWS, RETRY_FIRST, RETRY_LAST, STALE_AFTER, Clock, Progress, replay
 from headrace.streams.task import Task
 
 logger = logging.getLogger("headrace.streams")
@@ -47,6 +47,7 @@ class Standby:
                 if not self._stopping:
                     self._caught_up()
                 await self._follow()
+                await self._clock.sleep(RETRY_FIRST)  # the next node asked may say that there is nothing to replay
             except LogUnavailable as error:
                 logger.warning("the copy of task %s-%d waits: %s", self._task.name, self._task.number, error)
                 await self._clock.sleep(RETRY_LAST)

@@ -5,6 +5,7 @@ else that is done with a large batch.
 """
 
 import asyncio
+import mmap
 from typing import TypeAlias, cast
 
 Frame: TypeAlias = bytes | memoryview
@@ -12,6 +13,10 @@ Frame: TypeAlias = bytes | memoryview
 
 # Small frames are taken from here, and of a large one no more than this is copied.
 _SMALL_BYTES = 16 * 1024
+# What was decrypted cannot be left with the system: a connection that ends then would lose it.
+_SMALL_BYTES_OF_TLS = 512 * 1024
+# Zeros that are written would take long, and memory, for what may never come.
+_LAZY_BYTES = 1024 * 1024
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -24,9 +29,8 @@ class Wire(asyncio.BufferedProtocol):
         """What lies between them in the small buffer has come, and was not asked for yet."""
         self._large: memoryview | None = None
         self._filled = 0
-        self._full = False
-        self._ended = False
-        self._lost: Exception | None = None
+        self._full = self._dropping = False
+        self._ended = self._lost = False
         self._unsent = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -41,6 +45,8 @@ class Wire(asyncio.BufferedProtocol):
         return memoryview(self._small)[self._come :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._dropping:
+            return
         if self._large is not None:
             self._filled += nbytes
             if self._filled < len(self._large):
@@ -48,18 +54,17 @@ class Wire(asyncio.BufferedProtocol):
             self._large = None
         else:
             self._come += nbytes
-        self._hold_if_full()
+            if self._come == len(self._small):
+                self._make_room()
         self._wake()
 
     def eof_received(self) -> bool:
         self._ended = True
         self._wake()
-        # What was asked for is still answered; TLS knows no half of a connection.
-        return self.transport.get_extra_info("sslcontext") is None
+        return not self._secure  # what was asked for is still answered; TLS knows no half of a connection
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
-        self._lost = exc or ConnectionResetError("the connection is closed")
+        self._ended = self._lost = True
         self._wake()
 
     def pause_writing(self) -> None:
@@ -75,6 +80,10 @@ class Wire(asyncio.BufferedProtocol):
     def transport(self) -> asyncio.Transport:
         assert self._transport is not None
         return self._transport
+
+    @property
+    def _secure(self) -> bool:
+        return self.transport.get_extra_info("sslcontext") is not None
 
     async def peek(self, size: int) -> bytes:
         """The next bytes, which stay there; few of them. Raises as `read`."""
@@ -95,29 +104,33 @@ class Wire(asyncio.BufferedProtocol):
             found = await self.peek(size)
             self._taken += size
             if self._taken == self._come:
-                self._taken = self._come = 0
+                self._forget()
             return found
-        frame = bytearray(size)
+        frame = bytearray(size) if size <= _LAZY_BYTES else mmap.mmap(-1, size)
         self._filled = self._come - self._taken
         frame[: self._filled] = self._small[self._taken : self._come]
-        self._taken = self._come = 0
+        self._forget()
         self._large = memoryview(frame)
         while self._large is not None:
             await self._more(size)
         return memoryview(frame).toreadonly()
 
     def write(self, data: bytes | memoryview) -> None:
-        self.transport.write(memoryview(data))  # of which what is not taken at once is no copy
+        if not self._lost:
+            self.transport.write(memoryview(data))  # of which what is not taken at once is no copy
 
     async def drain(self) -> None:
         """Return once little of what was written is unsent. :raises OSError:"""
-        while self._unsent and self._lost is None:
+        while self._unsent and not self._lost:
             await self._woken()
-        if self._lost is not None:
-            raise self._lost
+        if self._lost:
+            raise ConnectionResetError("the connection is closed")
 
     def close(self) -> None:
-        """What was written is sent first."""
+        """What was written is sent first; what still comes is dropped."""
+        self._large, self._dropping = None, True
+        self._forget()
+        self._go_on()  # asyncio's TLS would never close what it holds back
         self.transport.close()
 
     def abort(self) -> None:
@@ -126,16 +139,27 @@ class Wire(asyncio.BufferedProtocol):
     async def _more(self, size: int) -> None:
         if self._ended:
             raise asyncio.IncompleteReadError(b"", size)
+        self._go_on()
+        await self._woken()
+
+    def _make_room(self) -> None:
+        """What a client sends before its last request is answered stays with the system, where it can."""
+        if self._secure and len(self._small) < _SMALL_BYTES_OF_TLS:
+            self._small = self._small + bytes(len(self._small))
+        else:
+            self._full = True
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
         if self._full:
             self._full = False
             self.transport.resume_reading()
-        await self._woken()
 
-    def _hold_if_full(self) -> None:
-        """What a client sends before its last request is answered stays with the system, beyond the small buffer."""
-        if self._large is None and self._come == len(self._small) and not self._full:
-            self._full = True
-            self.transport.pause_reading()
+    def _forget(self) -> None:
+        """Nothing that has come is left in the small buffer, which is small again."""
+        self._taken = self._come = 0
+        if len(self._small) > _SMALL_BYTES:
+            self._small = bytearray(_SMALL_BYTES)
 
     async def _woken(self) -> None:
         assert self._waiter is None, "one task reads and writes"

@@ -136,7 +136,7 @@ async def test_a_stack_that_is_cancelled_while_it_stops_stops_to_the_end(tmp_pat
     pids = list(stack.pids.values())
     stopping = asyncio.create_task(stack.stop())
     for _ in range(3):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
         assert not stopping.done()
         stopping.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import ssl
@@ -13,26 +14,14 @@ from typing import Any
 
 import pytest
 import uvloop
-from headrace.streams.broker.wire import _SMALL_BYTES, Wire
+from headrace.streams.broker.wire import _LAZY_BYTES, _SMALL_BYTES, Wire
 
 from tests.scene import eventually
 from tests.secured import certificates
 
 LENGTH = struct.Struct(">i")
-SIZES = [
-    1,
-    2,
-    3,
-    4,
-    5,
-    100,
-    _SMALL_BYTES - 5,
-    _SMALL_BYTES - 4,
-    _SMALL_BYTES,
-    _SMALL_BYTES + 1,
-    3 * _SMALL_BYTES,
-    600_000,
-]
+EDGES = (_SMALL_BYTES - 5, _SMALL_BYTES - 4, _SMALL_BYTES, _SMALL_BYTES + 1)
+SIZES = [1, 2, 3, 4, 5, 100, *EDGES, 3 * _SMALL_BYTES, 600_000, _LAZY_BYTES + 300_000]
 LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
 Client = Callable[[socket.socket], None]
@@ -71,7 +60,7 @@ def met(loop: str, server: Server, client: Client, tls: tuple[ssl.SSLContext, ss
             finally:
                 wire.close()
                 await asyncio.to_thread(visitor.join)
-                await asyncio.to_thread(eventually, lambda: wire._lost is not None)
+                await asyncio.to_thread(eventually, lambda: wire._lost)
 
     runner: Callable[[Coroutine[Any, Any, None]], None] = LOOPS[loop]
     runner(main())
@@ -145,6 +134,42 @@ def test_a_connection_that_ends_within_a_frame_is_told_and_what_came_before_is_t
                 await wire.read(size)
 
     met(loop, server, client)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_came_before_a_connection_ended_in_order_is_all_there(
+    loop: str, secure: bool, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    def client(sock: socket.socket) -> None:
+        sock.sendall(bytes(200_000))
+
+    async def server(wire: Wire) -> None:
+        assert await wire.read(10_000) == bytes(10_000)
+        await asyncio.sleep(0.2)
+        for _ in range(19):
+            assert await wire.read(10_000) == bytes(10_000)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await wire.read(1)
+
+    met(loop, server, client, contexts if secure else None)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_connection_of_which_not_all_was_read_is_closed(
+    loop: str, secure: bool, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    def client(sock: socket.socket) -> None:
+        sock.settimeout(5)
+        with contextlib.suppress(ConnectionError):  # a reset tells as well as an end
+            sock.sendall(bytes(2_000_000))
+
+    async def server(wire: Wire) -> None:
+        assert await wire.read(10) == bytes(10)
+        await asyncio.sleep(0.2)
+
+    met(loop, server, client, contexts if secure else None)  # which waits until it is closed
 
 
 @pytest.mark.parametrize("loop", LOOPS)
