@@ -142,7 +142,8 @@ class Stack:
         if self._lock is not None:
             lock, self._lock = self._lock, None
             try:
-                for file in (self.data / "stack.json", running.home() / "current.json", running.home() / running.STARTING):
+                home = running.home()
+                for file in (self.data / "stack.json", home / "current.json", home / running.STARTING):
                     found = running.read(file)
                     if found is not None and found.pid == os.getpid() and found.data == str(self.data):
                         file.unlink(missing_ok=True)

@@ -57,8 +57,8 @@ class Child:
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for it however often the caller's task is cancelled meanwhile; that is raised afterwards: a Ctrl-C that comes
-    while a stack is stopping of itself must not leave its children behind."""
+    """Wait for it however often the caller's task is cancelled meanwhile; that is raised afterwards: a Ctrl-C that
+    comes while a stack is stopping of itself must not leave its children behind."""
     working, cancelled = asyncio.create_task(work), None
     while not working.done():
         try:

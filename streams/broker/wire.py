@@ -13,8 +13,9 @@ Frame: TypeAlias = bytes | memoryview
 
 # Small frames are taken from here, and of a large one no more than this is copied.
 _SMALL_BYTES = 16 * 1024
-# What was decrypted cannot be left with the system: a connection that ends then would lose it.
-_SMALL_BYTES_OF_TLS = 512 * 1024
+# What was decrypted cannot be left with the system: from here on the rest is held back, and lost where the connection
+# ends then. As asyncio's streams.
+_DECRYPTED_BYTES = 512 * 1024
 # Zeros that are written would take long, and memory, for what may never come.
 _LAZY_BYTES = 1024 * 1024
 
@@ -144,9 +145,9 @@ class Wire(asyncio.BufferedProtocol):
 
     def _make_room(self) -> None:
         """What a client sends before its last request is answered stays with the system, where it can."""
-        if self._secure and len(self._small) < _SMALL_BYTES_OF_TLS:
+        if self._secure:
             self._small = self._small + bytes(len(self._small))
-        else:
+        if (not self._secure or self._come >= _DECRYPTED_BYTES) and not self._full:
             self._full = True
             self.transport.pause_reading()
 
@@ -172,3 +173,35 @@ class Wire(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class Decrypted(asyncio.Protocol):
+    """What TLS gives to a wire. To a buffer both event loops would give it in turns, and drop what is left when the
+    other end says that it ends."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            room = self._wire.get_buffer(len(left))
+            size = min(len(room), len(left))
+            room[:size] = left[:size]
+            self._wire.buffer_updated(size)
+            left = left[size:]
+
+    def eof_received(self) -> bool:
+        return self._wire.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wire.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._wire.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._wire.resume_writing()

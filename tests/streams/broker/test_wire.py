@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from headrace.streams.broker.wire import _LAZY_BYTES, _SMALL_BYTES, Wire
+from headrace.streams.broker.wire import _LAZY_BYTES, _SMALL_BYTES, Decrypted, Wire
 
 from tests.scene import eventually
 from tests.secured import certificates
@@ -53,7 +53,8 @@ def met(loop: str, server: Server, client: Client, tls: tuple[ssl.SSLContext, ss
             connection, _ = await running.sock_accept(listener)
             connection.setblocking(False)
             wire = Wire()
-            await running.connect_accepted_socket(lambda: wire, connection, ssl=tls[0] if tls else None)
+            protocol = Decrypted(wire) if tls else wire
+            await running.connect_accepted_socket(lambda: protocol, connection, ssl=tls[0] if tls else None)
             try:
                 async with asyncio.timeout(30):
                     await server(wire)
