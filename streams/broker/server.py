@@ -37,7 +37,7 @@ from .messages import Envelope, Piece, client_id, read_envelope, read_request, s
 from .metrics import Metrics
 from .node import Node, open_node
 from .users import Users
-from .wire import Decrypted, Frame, Wire
+from .wire import Frame, Wire
 
 log = logging.getLogger(__name__)
 
@@ -342,8 +342,7 @@ class Broker:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire = Wire()
-        protocol = Decrypted(wire) if self._tls else wire
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
+        transport, _ = await loop.connect_accepted_socket(lambda: wire, connection, ssl=self._tls)
         transport.set_write_buffer_limits(high=self.limits.unsent_bytes)
         return wire
 

@@ -145,9 +145,9 @@ class Wire(asyncio.BufferedProtocol):
 
     def _make_room(self) -> None:
         """What a client sends before its last request is answered stays with the system, where it can."""
-        if self._secure:
+        if self._secure and len(self._small) < _DECRYPTED_BYTES:
             self._small = self._small + bytes(len(self._small))
-        if (not self._secure or self._come >= _DECRYPTED_BYTES) and not self._full:
+        else:
             self._full = True
             self.transport.pause_reading()
 
@@ -173,35 +173,3 @@ class Wire(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class Decrypted(asyncio.Protocol):
-    """What TLS gives to a wire. To a buffer both event loops would give it in turns, and drop what is left when the
-    other end says that it ends."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._wire.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            room = self._wire.get_buffer(len(left))
-            size = min(len(room), len(left))
-            room[:size] = left[:size]
-            self._wire.buffer_updated(size)
-            left = left[size:]
-
-    def eof_received(self) -> bool:
-        return self._wire.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wire.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._wire.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._wire.resume_writing()
