@@ -1,7 +1,7 @@
 """One connection: what comes is put where it is wanted, and what goes is held back while nobody reads it.
 
-asyncio's streams put large frames together from pieces, and copy each of them three times; that took longer than all
-else that is done with a large batch.
+asyncio's streams put large frames together from pieces, and copy each of them three times; that was a fifth of the time
+of a large write, its client's part included.
 """
 
 import asyncio
