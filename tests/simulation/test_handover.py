@@ -137,6 +137,32 @@ def test_a_store_is_not_taken_for_new_because_a_node_that_is_behind_says_that_no
     assert rows(here) == rows(from_changelog(log, STAGE, 0).store) != {}
 
 
+def test_an_owner_that_was_held_up_for_days_at_its_barrier_does_not_take_its_store_for_new() -> None:
+    world = World(1)
+    log = SimulatedLog(world)
+    late, here = log.connect(), MemoryStore()
+
+    class HeldUp(Runner):
+        async def _write_barrier(self, writer: Writer) -> int:
+            barrier = await super()._write_barrier(writer)
+            await forgotten(log)
+            late.behind[CHANGES] = (math.inf, barrier)  # the node that it asks slept as long
+            return barrier
+
+    async def scenario() -> None:
+        log.publish(event("payments", "a", 5, 0))
+        await work(log, here)
+        task, follows = build(0, here)
+        mine = HeldUp(task, late, world, STAGE.group, follows, idle_after=0.0, wall=world.wall)
+        with pytest.raises(Fenced):
+            await mine.start()
+        await mine.close()
+        await work(log, here)
+
+    play(world, scenario())
+    assert rows(here) == rows(from_changelog(log, STAGE, 0).store) != {}
+
+
 class Emptied(MemoryStore):
     times = 0
 
@@ -337,6 +363,11 @@ async def deleted(log: SimulatedLog, store: MemoryStore) -> None:
     """An owner with this store writes a row; another one deletes it, and the log forgets that."""
     log.publish(event("payments", "a", 5, 0))
     await work(log, store)
+    await forgotten(log)
+
+
+async def forgotten(log: SimulatedLog) -> None:
+    """The row of "a" is deleted, and days later nothing tells of that."""
     log.publish(event("refunds", "a", 5, 1))
     log.publish(event("payments", "b", 1, 1))
     await work(log, MemoryStore())
