@@ -11,7 +11,9 @@ from headrace.serving.board import Board
 from headrace.serving.page import alarms_list, predictions_table, refusals_list, series_of
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
+from headrace.streams.errors import LogUnavailable
 from headrace.streams.topics import Processor, Topic
+from headrace.streams.traffic import Flow, Traffic
 from headrace.streams.workers import TOPIC, WORKERS
 
 from tests import shop
@@ -62,3 +64,33 @@ async def test_odd_records_cost_the_board_and_the_page_only_themselves(
     assert "7 times" in refusals_list(sight.refusals)
     [records] = sight.quality.values()
     assert json.dumps(series_of(records, "log_loss")[""]) == f"[[null, 1], [{FAR}, 0.5]]"
+
+
+async def test_what_is_written_while_the_log_is_away_is_counted_when_it_is_back(
+    broker: Address, topics: dict[str, Topic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "EVERY", 0.1)
+    monkeypatch.setattr(boards, "AGAIN", 0.1)
+    name, flow, calls, written = topics["late"].name, Traffic.flow, 0, 0.0
+
+    async def failing(self: Traffic) -> Flow:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            for _ in range(10):
+                await asyncio.to_thread(write_odd, broker, name, b"{}")
+            raise LogUnavailable("the log is away")
+        return await flow(self)
+
+    def show(now: Flow) -> None:
+        nonlocal written
+        written += now.seconds * sum(t.rate for t in now.topics if t.name == name)
+
+    monkeypatch.setattr(Traffic, "flow", failing)
+    board = Board("crew", broker, tuple(topics.values()), ())
+    board.start(show)
+    try:
+        await asyncio.to_thread(eventually, lambda: calls > 5)
+    finally:
+        await board.stop()
+    assert round(written) == 10
