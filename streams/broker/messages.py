@@ -22,7 +22,6 @@ from kio.serial import entity_reader, entity_writer
 from .errors import BrokenOff, FrameMalformed
 from .log import StoredBatch
 from .shape import after_tags, check_shape, entity_in, is_tuple
-from .wire import Frame, Wire
 
 # Any: kio has one class for each version of a message, without a common base that would carry the fields.
 Message = Any
@@ -56,7 +55,7 @@ class Envelope:
     body_at: int
 
 
-def read_envelope(frame: Frame) -> Envelope:
+def read_envelope(frame: bytes) -> Envelope:
     """:raises FrameMalformed: when the frame is too short to say what it asks."""
     try:
         api_key, version, correlation_id = _PREFIX.unpack_from(frame)
@@ -66,13 +65,13 @@ def read_envelope(frame: Frame) -> Envelope:
     return Envelope(api_key, version, correlation_id, _PREFIX.size + 2 + max(client_id_length, 0))
 
 
-def client_id(frame: Frame) -> str:
+def client_id(frame: bytes) -> str:
     (length,) = struct.unpack_from(">h", frame, _PREFIX.size)
     start = _PREFIX.size + 2
-    return bytes(frame[start : start + max(length, 0)]).decode(errors="replace")
+    return frame[start : start + max(length, 0)].decode(errors="replace")
 
 
-def read_request(frame: Frame, envelope: Envelope) -> Message:
+def read_request(frame: bytes, envelope: Envelope) -> Message:
     """:raises FrameMalformed: when the body is not a message of that API and version."""
     read, flexible = _request_reader(envelope.api_key, envelope.version)
     try:
@@ -141,15 +140,15 @@ def whole(piece: Piece) -> bytes:
     return piece if isinstance(piece, bytes) else piece.read()
 
 
-async def send(wire: Wire, answer: Sequence[Piece], piece_ms: int) -> None:
+async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], piece_ms: int) -> None:
     """:raises BrokenOff: when the answer cannot be ended, or a piece is not taken in time; also OSError."""
     for piece in answer:
-        wire.write(whole(piece))
+        writer.write(whole(piece))
         try:
             async with asyncio.timeout(piece_ms / 1000):
-                await wire.drain()
+                await writer.drain()
         except TimeoutError:
-            wire.abort()  # to be closed in order, it would wait until all is taken
+            writer.transport.abort()  # to be closed in order, it would wait until all is taken
             raise BrokenOff(f"A piece of an answer, of {len(piece)} bytes, was not read in {piece_ms} ms.") from None
 
 
@@ -162,7 +161,7 @@ def moment(wall_ms: int) -> datetime.datetime | None:
 
 
 @cache
-def _request_reader(api_key: int, version: int) -> tuple[Callable[[Frame, int], tuple[Message, int]], bool]:
+def _request_reader(api_key: int, version: int) -> tuple[Callable[[bytes, int], tuple[Message, int]], bool]:
     schema = load_request_schema(api_key, version)
     return entity_reader(schema), bool(schema.__header_schema__.__flexible__)
 

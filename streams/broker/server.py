@@ -37,13 +37,14 @@ from .messages import Envelope, Piece, client_id, read_envelope, read_request, s
 from .metrics import Metrics
 from .node import Node, open_node
 from .users import Users
-from .wire import Frame, Wire
 
 log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">i")
 _API_KEY = struct.Struct(">h")
 _PRODUCE = 0
+# One read of the socket; larger frames are put together from several.
+_READ_BUFFER_BYTES = 256 * 1024
 # Connections that are still writing an answer when the broker stops get this long.
 _STOP_GRACE_SECONDS = 2.0
 # When the process has no more file descriptors, accepting at once again would fail at once again.
@@ -287,10 +288,10 @@ class Broker:
 
     async def _serve(self, node: Node, connection: socket.socket, peer: str) -> None:
         self.metrics.connections.inc()
-        wire = None
+        writer = None
         try:
-            wire = await self._admit(connection)
-            await self._converse(node, wire, f"/{peer}")
+            reader, writer = await self._admit(connection)
+            await self._converse(node, reader, writer, f"/{peer}")
         except FrameMalformed as error:
             node.metrics.malformed.inc()
             log.warning("The connection of %s was closed: %s", peer, error)
@@ -309,65 +310,68 @@ class Broker:
             log.exception("A connection was closed because its request failed inside the broker.")
         finally:
             self.metrics.connections.dec()
-            if wire is not None:
-                wire.close()
+            if writer is not None:
+                writer.close()
             else:
                 connection.close()
 
-    async def _admit(self, connection: socket.socket) -> Wire:
-        """The connection, once it is known who is at the other end, where that is asked."""
+    async def _admit(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The streams of a connection, once it is known who is at the other end, where that is asked."""
         if self._tls is None and self._users is None:
-            return await self._wire(connection)
+            return await self._streams(connection)
         self._strangers += 1
         self.metrics.strangers.set(self._strangers)
         try:
             async with asyncio.timeout(self.limits.authentication_ms / 1000):
-                wire = await self._wire(connection)
+                reader, writer = await self._streams(connection)
                 if self._users is not None:
                     try:
-                        await self._authenticate(self._users, wire)
+                        await self._authenticate(self._users, reader, writer)
                     except BaseException:
-                        wire.close()
+                        writer.close()
                         raise
-            return wire
+            return reader, writer
         except TimeoutError:
             raise Unauthenticated(f"It was not known whose it is after {self.limits.authentication_ms} ms.") from None
         finally:
             self._strangers -= 1
             self.metrics.strangers.set(self._strangers)
 
-    async def _wire(self, connection: socket.socket) -> Wire:
+    async def _streams(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire = Wire()
-        transport, _ = await loop.connect_accepted_socket(lambda: wire, connection, ssl=self._tls)
+        reader = asyncio.StreamReader(limit=_READ_BUFFER_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
         transport.set_write_buffer_limits(high=self.limits.unsent_bytes)
-        return wire
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
-    async def _authenticate(self, users: Users, wire: Wire) -> None:
+    async def _authenticate(self, users: Users, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def receive() -> bytes:
-            (length,) = _LENGTH.unpack(await wire.read(_LENGTH.size))
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
             if not 0 <= length <= self.limits.unauthenticated_frame_bytes:
                 raise FrameMalformed(
                     f"A frame of {length} bytes before it was known whose it is; at most "
                     f"{self.limits.unauthenticated_frame_bytes} are taken."
                 )
-            return bytes(await wire.read(length))
+            return await reader.readexactly(length)
 
-        await sasl.authenticate(users, receive, partial(send, wire, piece_ms=self.limits.answer_ms), _versions)
+        await sasl.authenticate(users, receive, partial(send, writer, piece_ms=self.limits.answer_ms), _versions)
 
-    async def _converse(self, node: Node, wire: Wire, host: str) -> None:
+    async def _converse(
+        self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
+    ) -> None:
         """One request at a time, as in Kafka: answers are in order, and a client holds one answer at most."""
         limits, flight = node.limits, node.flight
         while True:
-            (length,) = _LENGTH.unpack(await wire.read(_LENGTH.size))
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
             if not 0 < length <= limits.frame_bytes:
                 raise FrameMalformed(f"A frame of {length} bytes; 1 to {limits.frame_bytes} are taken.")
             await flight.enter(length)
             try:
-                frame = await _in_time(_frame(wire, length, limits), length, limits.frame_ms)
+                frame = await _in_time(_frame(reader, length, limits), length, limits.frame_ms)
                 node.metrics.received.inc(length)
                 response = await self._respond(node, frame, host)
                 del frame
@@ -381,12 +385,12 @@ class Broker:
                 # What is told of may have been written a moment ago, by whomever.
                 await node.store.settled()
                 node.metrics.sent.inc(size)
-                await send(wire, response, limits.answer_ms)
+                await send(writer, response, limits.answer_ms)
             finally:
                 del response
                 flight.leave(size)
 
-    async def _respond(self, node: Node, frame: Frame, host: str) -> list[Piece] | None:
+    async def _respond(self, node: Node, frame: bytes, host: str) -> list[Piece] | None:
         envelope = read_envelope(frame)
         api = APIS.get(envelope.api_key)
         if api is None:
@@ -408,14 +412,17 @@ class Broker:
         return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
 
 
-async def _frame(wire: Wire, length: int, limits: Limits) -> Frame:
+async def _frame(reader: asyncio.StreamReader, length: int, limits: Limits) -> bytes:
     """The rest of a frame; a large one only where it is records that are large."""
-    if length > limits.request_bytes and _API_KEY.unpack(await wire.peek(_API_KEY.size))[0] != _PRODUCE:
+    if length <= limits.request_bytes:
+        return await reader.readexactly(length)
+    key = await reader.readexactly(_API_KEY.size)
+    if _API_KEY.unpack(key)[0] != _PRODUCE:
         raise FrameMalformed(f"A request of {length} bytes; {limits.request_bytes} are taken, but of records.")
-    return await wire.read(length)
+    return key + await reader.readexactly(length - len(key))
 
 
-async def _in_time(reading: Awaitable[Frame], length: int, ms: int) -> Frame:
+async def _in_time(reading: Awaitable[bytes], length: int, ms: int) -> bytes:
     try:
         async with asyncio.timeout(ms / 1000):
             return await reading

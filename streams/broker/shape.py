@@ -15,8 +15,6 @@ from typing import Any, TypeAlias
 
 from kio.index import load_request_schema
 
-from .wire import Frame
-
 MOST_ENTRIES = 50_000
 """Entries of all arrays of one request: several for each partition that a client may name at once."""
 MOST_TAGS = 64
@@ -50,11 +48,11 @@ class _Tally:
         self.entries = 0
 
 
-Walk: TypeAlias = Callable[[Frame, int, _Tally], int]
+Walk: TypeAlias = Callable[[bytes, int, _Tally], int]
 """From where a part of a frame begins to where it ends. Raises ValueError, IndexError, struct.error."""
 
 
-def check_shape(api_key: int, version: int, frame: Frame, at: int) -> None:
+def check_shape(api_key: int, version: int, frame: bytes, at: int) -> None:
     """
     Walk over the body of a request, which begins at `at`.
 
@@ -91,7 +89,7 @@ def _entity(schema: type[Any]) -> Walk:
     if flexible:
         steps.append(_tags(tags))
 
-    def walk(frame: Frame, at: int, tally: _Tally) -> int:
+    def walk(frame: bytes, at: int, tally: _Tally) -> int:
         for step in steps:
             at = step(frame, at, tally)
         return at
@@ -115,11 +113,11 @@ def _value(kafka_type: str, flexible: bool) -> Walk:
         return _skip(_FIXED[kafka_type])
     length = _SIZED[kafka_type]
 
-    def compact(frame: Frame, at: int, _: _Tally) -> int:
+    def compact(frame: bytes, at: int, _: _Tally) -> int:
         size, at = read_varint(frame, at)
         return at + size - 1 if size else at
 
-    def plain(frame: Frame, at: int, _: _Tally) -> int:
+    def plain(frame: bytes, at: int, _: _Tally) -> int:
         (size,) = length.unpack_from(frame, at)
         return at + length.size + max(0, int(size))
 
@@ -135,7 +133,7 @@ def _nullable(inner: Walk) -> Walk:
 
 
 def _array(name: str, item: Walk, item_size: int | None, flexible: bool, nullable: bool) -> Walk:
-    def walk(frame: Frame, at: int, tally: _Tally) -> int:
+    def walk(frame: bytes, at: int, tally: _Tally) -> int:
         if flexible:
             count, at = read_varint(frame, at)
             count -= 1
@@ -161,7 +159,7 @@ def _array(name: str, item: Walk, item_size: int | None, flexible: bool, nullabl
 
 
 def _tags(known: Mapping[int, Walk]) -> Walk:
-    def walk(frame: Frame, at: int, tally: _Tally) -> int:
+    def walk(frame: bytes, at: int, tally: _Tally) -> int:
         if frame[at] == 0:
             return at + 1
         count, at = read_varint(frame, at)
@@ -178,12 +176,12 @@ def _tags(known: Mapping[int, Walk]) -> Walk:
     return walk
 
 
-def after_tags(frame: Frame, at: int) -> int:
+def after_tags(frame: bytes, at: int) -> int:
     """Where the tagged fields end that begin at `at`, whatever they are. Raises as `check_shape`."""
     return _UNKNOWN_TAGS(frame, at, _Tally())
 
 
-def read_varint(frame: Frame, at: int) -> tuple[int, int]:
+def read_varint(frame: bytes, at: int) -> tuple[int, int]:
     """An unsigned integer of variable length, and where it ends. :raises IndexError: :raises ValueError:"""
     byte = frame[at]
     if byte < 0x80:
