@@ -213,6 +213,8 @@ class Traffic:
             if t["topic"] in wanted
             for p in t["partitions"]
         ]
+        # All topics at once: of those that it does not know, a look-up learns one at a time, 0.1 s each.
+        await self._ends._client.set_topics(sorted({tp.topic for tp in there}))
         first = await self._ends.beginning_offsets(there) if there else {}
         end = await self._ends.end_offsets(there) if there else {}
         groups = {p.group for p in self._processors}
