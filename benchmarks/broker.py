@@ -1,7 +1,9 @@
-"""The local broker beside Apache Kafka: `make bench-broker`, or `python -m benchmarks.broker [--repeats N]`.
+"""The local broker beside Apache Kafka: `make bench-broker`, or `python -m benchmarks.broker [--rounds N]`.
 
-Both run at once on this machine, each with its own defaults for durability (neither waits for the disk), and are
-measured in turns by the same client, after a round that does not count: Java compiles what it runs often.
+Both run at once on this machine, each with its own defaults for durability (neither waits for the disk). The same
+client measures each figure of one and then of the other, in changing order, after two rounds that do not count: Java
+compiles what it runs often. What is told is the median of the ratios within a round: from one round to the next the
+page cache alone makes writes half as fast again.
 
 Writes go in whole batches, as the data plane sends them. Reads are of committed records, as raw batches through a
 client that only fetches: aiokafka's own parsing would hide the brokers. A transaction is the data plane's: records to
@@ -19,7 +21,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +48,8 @@ RECORDS = 1_000_000
 SIZE = 100
 """Bytes of a value."""
 PARTITIONS = 2
+WARM = 2
+"""Rounds that do not count: one in each order."""
 BATCH_BYTES = 512 * 1024
 FETCH_BYTES = 8 << 20
 TRANSACTIONS = 400
@@ -239,36 +243,52 @@ UNITS = {
 }
 
 
-async def once(address: Address) -> dict[str, float]:
-    """Every figure of one broker."""
-    name, written = await writes(address)
-    found = [written, await reads(address, name), await transactions(address)]
+async def round_of(brokers: Mapping[str, Address]) -> dict[str, dict[str, float]]:
+    """Every figure of each, a figure of one right after that of the other, in the order given."""
+    found: dict[str, list[float]] = {name: [] for name in brokers}
+    topics: dict[str, str] = {}
+    for name, address in brokers.items():
+        topics[name], written = await writes(address)
+        found[name].append(written)
+    for name, address in brokers.items():
+        found[name].append(await reads(address, topics[name]))
+    for name, address in brokers.items():
+        found[name].append(await transactions(address))
     for latency in (write_latency, read_latency, transaction_latency):
-        found += np.percentile(await latency(address), (50, 99)).tolist()
-    return dict(zip(UNITS, found, strict=True))
+        for name, address in brokers.items():
+            found[name] += np.percentile(await latency(address), (50, 99)).tolist()
+    return {name: dict(zip(UNITS, values, strict=True)) for name, values in found.items()}
 
 
-async def measure(repeats: int) -> dict[str, list[Figure]]:
+async def measure(rounds: int) -> dict[str, list[Figure]]:
     """The figures of both, by name of the broker."""
     found: dict[str, list[dict[str, float]]] = {"local": [], "Kafka": []}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         theirs = await stack.enter_async_context(apache_kafka(folder / "kafka"))
         local = await stack.enter_async_context(local_broker(folder / "local"))
-        for turn in range(repeats + 1):
-            for name, address in (("local", local), ("Kafka", theirs)):
-                got = await once(address)
-                if turn:
-                    found[name].append(got)
+        order = [("local", local), ("Kafka", theirs)]
+        for number in range(WARM + rounds):
+            got = await round_of(dict(order))
+            order.reverse()
+            for name, values in got.items() if number >= WARM else ():
+                found[name].append(values)
     return {name: collected(values, UNITS) for name, values in found.items()}
 
 
+def better(mine: Figure, theirs: Figure) -> list[float]:
+    """By how much mine is better than theirs, in each round: above 1 where it is."""
+    pairs = zip(mine.values, theirs.values, strict=True)
+    return [(b / a if mine.unit == "ms" else a / b) for a, b in pairs]
+
+
 def table(figures: dict[str, list[Figure]]) -> list[str]:
-    """A line for each figure: the medians of both and their ratio, above 1 where the local broker does better."""
-    lines = [f"{'':<26} {'local':>12} {'Kafka':>12}   local is better by"]
+    """A line for each figure: the medians of both, and of their ratios, with the quartiles between which half lie."""
+    lines = [f"{'':<26} {'local':>12} {'Kafka':>12} {'':<9}   local is better by"]
     for mine, theirs in zip(figures["local"], figures["Kafka"], strict=True):
-        better = theirs.median / mine.median if mine.unit == "ms" else mine.median / theirs.median
-        lines.append(f"{mine.name:<26} {mine.value:>12} {theirs.value:>12}   {better:.1f}  {mine.unit}")
+        low, middle, high = np.percentile(better(mine, theirs), (25, 50, 75))
+        ratio = f"{middle:.2f}  ({low:.2f} to {high:.2f})"
+        lines.append(f"{mine.name:<26} {mine.value:>12} {theirs.value:>12} {mine.unit:<9}   {ratio}")
     return lines
 
 
@@ -276,12 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.broker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3, help="the median of so many is told")
+    parser.add_argument("--rounds", type=int, default=10, help="the medians of so many are told")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     chosen = parser.parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    print(f"{machine()}; the median of {chosen.repeats}", flush=True)
-    figures = asyncio.run(measure(chosen.repeats))
+    print(f"{machine()}; the medians of {chosen.rounds} rounds", flush=True)
+    figures = asyncio.run(measure(chosen.rounds))
     print("\n".join(table(figures)))
     if chosen.json:
         told = {name: [figure.as_json() for figure in of] for name, of in figures.items()}
