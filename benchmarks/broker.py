@@ -5,9 +5,10 @@ client measures each figure of one and then of the other, in changing order, aft
 compiles what it runs often. What is told is the median of the ratios within a round: from one round to the next the
 page cache alone makes writes half as fast again.
 
-Writes go in whole batches, as the data plane sends them. Reads are of committed records, as raw batches through a
-client that only fetches: aiokafka's own parsing would hide the brokers. A transaction is the data plane's: records to
-two topics, consumed offsets, commit. Latencies are taken at a steady rate that neither broker feels.
+Writes go in whole batches, as the data plane sends them. A transaction is the data plane's: records to two topics,
+consumed offsets, commit. Reads are of committed records, as raw batches, by a bare client that only asks and receives.
+Latencies are taken at a steady rate that neither broker feels: by the bare client, which shows the brokers, and by
+aiokafka, whose own time is most of what its users see.
 """
 
 from __future__ import annotations
@@ -17,28 +18,34 @@ import asyncio
 import itertools
 import json
 import logging
+import socket
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 from headrace.streams.batch import Record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 from headrace.streams.topics import Topic
+from kio.schema.errors import ErrorCode
 from kio.schema.fetch.v11.request import FetchPartition, FetchRequest, FetchTopic
 from kio.schema.fetch.v11.response import FetchResponse
+from kio.schema.produce.v8.request import PartitionProduceData, ProduceRequest, TopicProduceData
+from kio.schema.produce.v8.response import ProduceResponse
 from kio.schema.types import TopicName
 from kio.serial import entity_reader, entity_writer
 
@@ -52,6 +59,8 @@ WARM = 2
 """Rounds that do not count: one in each order."""
 BATCH_BYTES = 512 * 1024
 FETCH_BYTES = 8 << 20
+PASSES = 10
+"""Readings of all that was written: one takes less than 0.1 s."""
 TRANSACTIONS = 400
 ROWS = 100
 """Records of a transaction to each of its two topics."""
@@ -66,9 +75,18 @@ _numbers = itertools.count(1)
 
 
 async def topic(address: Address, partitions: int = 1) -> str:
-    made = Topic(f"bench-{next(_numbers)}", "event", partitions, None, {"retention.ms": "-1"})
+    settings = {"retention.ms": "-1", "file.delete.delay.ms": "0"}
+    made = Topic(f"bench-{next(_numbers)}", "event", partitions, None, settings)
     await ensure_topics(address, [made])
     return made.name
+
+
+async def remove(address: Address, name: str) -> None:
+    """Its pages serve what is written next: those that the kernel takes anew cost more than what is measured here."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=address.bootstrap)
+    await admin.start()
+    await admin.delete_topics([name])
+    await admin.close()
 
 
 async def writes(address: Address) -> tuple[str, float]:
@@ -94,51 +112,103 @@ async def writes(address: Address) -> tuple[str, float]:
     return name, count / seconds
 
 
-async def reads(address: Address, name: str) -> float:
-    """Committed records/s, as raw batches; records are counted by the headers of their batches."""
-    reader, writer = await asyncio.open_connection(address.host, address.port, limit=64 << 20)
-    read, write = entity_reader(FetchResponse), entity_writer(FetchRequest)
-    began, seen = time.perf_counter(), 0
-    for index in range(PARTITIONS):
-        offset = 0
-        while True:
-            writer.write(_fetch_frame(write, name, index, offset))
-            (length,) = struct.unpack(">i", await reader.readexactly(4))
-            response, _ = read(await reader.readexactly(length), 4)
-            records = response.responses[0].partitions[0].records
-            if not records:
-                break
-            at = 0
-            while at + _COUNT_AT < len(records):
-                base, size = struct.unpack_from(">qi", records, at)
-                if at + 12 + size > len(records):
-                    break  # Kafka cuts what it sends at the bound; the rest comes with the next fetch
-                (count,) = struct.unpack_from(">i", records, at + _COUNT_AT)
-                offset, seen, at = base + count, seen + count, at + 12 + size
-    seconds = time.perf_counter() - began
-    writer.close()
-    return seen / seconds
+class Bare:
+    """A client on one connection that asks and receives, and nothing more."""
+
+    def __init__(self, address: Address) -> None:
+        self._connection = socket.create_connection((address.host, address.port))
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._room = bytearray(FETCH_BYTES + (1 << 20))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def ask(self, request: bytes) -> None:
+        self._connection.sendall(request)
+
+    def answer(self) -> memoryview:
+        """The next one, without its header; it is there until the one after it."""
+        (length,) = struct.unpack(">i", self._received(4))
+        return self._received(length)[4:]
+
+    def _received(self, length: int) -> memoryview:
+        whole = memoryview(self._room)[:length]
+        left = whole
+        while left:
+            count = self._connection.recv_into(left)
+            if not count:
+                raise ConnectionError("The broker closed the connection.")
+            left = left[count:]
+        return whole.toreadonly()
 
 
-def _fetch_frame(write: Callable[[BytesIO, Any], None], name: str, index: int, offset: int) -> bytes:
+_read_fetched, _write_fetch = entity_reader(FetchResponse), entity_writer(FetchRequest)
+_read_produced, _write_produce = entity_reader(ProduceResponse), entity_writer(ProduceRequest)
+
+
+def _fetch(topic: str, partition: int, offset: int, wait: timedelta = timedelta(0)) -> bytes:
     # Any: kio's integers are types of their own, which plain ones satisfy when it runs.
     make: Any = FetchPartition
-    partition = make(partition=index, fetch_offset=offset, log_start_offset=-1, partition_max_bytes=FETCH_BYTES)
+    wanted = make(partition=partition, fetch_offset=offset, log_start_offset=-1, partition_max_bytes=FETCH_BYTES)
     make = FetchRequest
     request = make(
         replica_id=-1,
-        max_wait=timedelta(0),
+        max_wait=wait,
         min_bytes=1,
         isolation_level=1,
-        topics=(FetchTopic(topic=TopicName(name), partitions=(partition,)),),
+        topics=(FetchTopic(topic=TopicName(topic), partitions=(wanted,)),),
         forgotten_topics_data=(),
         session_epoch=-1,
     )
+    return _framed(_write_fetch, request)
+
+
+def _produce(topic: str, batch: bytes) -> bytes:
+    make: Any = PartitionProduceData
+    data = TopicProduceData(name=TopicName(topic), partition_data=(make(index=0, records=batch),))
+    make = ProduceRequest
+    request = make(transactional_id=None, acks=-1, timeout=timedelta(seconds=30), topic_data=(data,))
+    return _framed(_write_produce, request)
+
+
+def _framed(write: Callable[[BytesIO, Any], None], request: Any) -> bytes:
     body = BytesIO()
-    body.write(struct.pack(">ihhih", 0, 1, 11, 0, -1))
+    body.write(struct.pack(">ihhih", 0, request.__api_key__, request.__version__, 0, -1))
     write(body, request)
     frame = body.getvalue()
     return struct.pack(">i", len(frame) - 4) + frame[4:]
+
+
+def _batches(answer: memoryview) -> Iterator[tuple[int, int]]:
+    """Of each whole batch: how many records it has, and the offset after them."""
+    response, _ = _read_fetched(answer, 0)
+    records = response.responses[0].partitions[0].records or b""
+    at = 0
+    while at + _COUNT_AT < len(records):
+        base, size = struct.unpack_from(">qi", records, at)
+        if at + 12 + size > len(records):
+            return  # Kafka cuts what it sends at the bound; the rest comes with the next fetch
+        (count,) = struct.unpack_from(">i", records, at + _COUNT_AT)
+        yield count, base + count
+        at += 12 + size
+
+
+async def reads(address: Address, name: str) -> float:
+    """Committed records/s; records are counted by the headers of their batches."""
+    with Bare(address) as client:
+        began, seen = time.perf_counter(), 0
+        for partition in [*range(PARTITIONS)] * PASSES:
+            offset = 0
+            while True:
+                client.ask(_fetch(name, partition, offset))
+                got = list(_batches(client.answer()))
+                if not got:
+                    break
+                seen, offset = seen + sum(count for count, _ in got), got[-1][1]
+        return seen / (time.perf_counter() - began)
 
 
 async def transactions(address: Address) -> float:
@@ -180,11 +250,20 @@ class _Transaction:
         await self.log.close()
 
 
-async def paced(operation: Callable[[], Awaitable[object]], count: int = PACED) -> list[float]:
+async def nothing() -> None:
+    """What most operations need before them."""
+
+
+async def paced(
+    operation: Callable[[], Awaitable[object]],
+    count: int = PACED,
+    before: Callable[[], Awaitable[object]] = nothing,
+) -> list[float]:
     """Milliseconds that each of the operations takes, begun at a steady rate, one at a time."""
     taken = []
     began = time.perf_counter()
     for n in range(count):
+        await before()
         await asyncio.sleep(began + n * EVERY - time.perf_counter())
         at = time.perf_counter()
         await operation()
@@ -195,6 +274,52 @@ async def paced(operation: Callable[[], Awaitable[object]], count: int = PACED) 
 async def write_latency(address: Address) -> list[float]:
     """Of one acknowledged record."""
     name = await topic(address)
+    with Bare(address) as client:
+
+        async def write() -> None:
+            client.ask(request)
+            _acknowledged(client.answer())
+
+        request = _produce(name, _one_record())
+        return await paced(write)
+
+
+async def read_latency(address: Address) -> list[float]:
+    """From the write of one record to its arrival at a reader of committed records that waits for it."""
+    name = await topic(address)
+    with Bare(address) as writer, Bare(address) as reader:
+        offset = 0
+
+        async def wait() -> None:
+            reader.ask(_fetch(name, 0, offset, timedelta(seconds=30)))
+
+        async def through() -> None:
+            nonlocal offset
+            writer.ask(request)
+            ((_, offset),) = _batches(reader.answer())
+            _acknowledged(writer.answer())
+
+        request = _produce(name, _one_record())
+        return await paced(through, before=wait)
+
+
+def _one_record() -> bytes:
+    plain = {"is_transactional": 0, "producer_id": -1, "producer_epoch": -1, "base_sequence": -1}
+    builder = DefaultRecordBatchBuilder(magic=2, compression_type=0, **plain, batch_size=1 << 20)
+    builder.append(0, round(time.time() * 1000), None, b"x" * SIZE, [])
+    return bytes(builder.build())
+
+
+def _acknowledged(answer: memoryview) -> None:
+    response, _ = _read_produced(answer, 0)
+    code = response.responses[0].partition_responses[0].error_code
+    if code is not ErrorCode.none:
+        raise RuntimeError(f"A write was refused: {code.name}.")
+
+
+async def aiokafka_write_latency(address: Address) -> list[float]:
+    """As `write_latency`."""
+    name = await topic(address)
     producer = AIOKafkaProducer(bootstrap_servers=address.bootstrap, enable_idempotence=True)
     await producer.start()
     taken = await paced(lambda: producer.send_and_wait(name, b"x" * SIZE, partition=0))
@@ -202,8 +327,8 @@ async def write_latency(address: Address) -> list[float]:
     return taken
 
 
-async def read_latency(address: Address) -> list[float]:
-    """From the send of one record to its arrival at a reader of committed records that waits for it."""
+async def aiokafka_read_latency(address: Address) -> list[float]:
+    """As `read_latency`."""
     name = await topic(address)
     producer = AIOKafkaProducer(bootstrap_servers=address.bootstrap, enable_idempotence=True)
     consumer = AIOKafkaConsumer(bootstrap_servers=address.bootstrap, isolation_level="read_committed")
@@ -240,7 +365,12 @@ UNITS = {
     "committed read, p99": "ms",
     "transaction, p50": "ms",
     "transaction, p99": "ms",
+    "write by aiokafka, p50": "ms",
+    "write by aiokafka, p99": "ms",
+    "read by aiokafka, p50": "ms",
+    "read by aiokafka, p99": "ms",
 }
+LATENCIES = (write_latency, read_latency, transaction_latency, aiokafka_write_latency, aiokafka_read_latency)
 
 
 async def round_of(brokers: Mapping[str, Address]) -> dict[str, dict[str, float]]:
@@ -252,9 +382,10 @@ async def round_of(brokers: Mapping[str, Address]) -> dict[str, dict[str, float]
         found[name].append(written)
     for name, address in brokers.items():
         found[name].append(await reads(address, topics[name]))
+        await remove(address, topics[name])
     for name, address in brokers.items():
         found[name].append(await transactions(address))
-    for latency in (write_latency, read_latency, transaction_latency):
+    for latency in LATENCIES:
         for name, address in brokers.items():
             found[name] += np.percentile(await latency(address), (50, 99)).tolist()
     return {name: dict(zip(UNITS, values, strict=True)) for name, values in found.items()}

@@ -143,8 +143,7 @@ class BatchFiles:
         file = self._found(place.file)
         if file is None:
             return b""
-        file.seek(place.at)
-        return file.read(place.size)
+        return os.pread(file.fileno(), place.size, place.at)
 
     def reaches(self, place: Place) -> bool:
         """Whether the file is there and has all of the place. :raises OSError:"""

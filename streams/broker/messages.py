@@ -20,6 +20,7 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from .errors import BrokenOff, FrameMalformed
+from .limits import Limits
 from .log import StoredBatch
 from .shape import after_tags, check_shape, entity_in, is_tuple
 
@@ -140,16 +141,21 @@ def whole(piece: Piece) -> bytes:
     return piece if isinstance(piece, bytes) else piece.read()
 
 
-async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], piece_ms: int) -> None:
+async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], limits: Limits) -> None:
     """:raises BrokenOff: when the answer cannot be ended, or a piece is not taken in time; also OSError."""
+    transport = writer.transport
     for piece in answer:
         writer.write(whole(piece))
+        if transport.get_write_buffer_size() <= limits.unsent_bytes and not transport.is_closing():
+            continue  # a timer costs more than to write a small answer
         try:
-            async with asyncio.timeout(piece_ms / 1000):
+            async with asyncio.timeout(limits.answer_ms / 1000):
                 await writer.drain()
         except TimeoutError:
-            writer.transport.abort()  # to be closed in order, it would wait until all is taken
-            raise BrokenOff(f"A piece of an answer, of {len(piece)} bytes, was not read in {piece_ms} ms.") from None
+            transport.abort()  # to be closed in order, it would wait until all is taken
+            raise BrokenOff(
+                f"A piece of an answer, of {len(piece)} bytes, was not read in {limits.answer_ms} ms."
+            ) from None
 
 
 def milliseconds(delta: datetime.timedelta) -> int:

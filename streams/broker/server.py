@@ -358,7 +358,7 @@ class Broker:
                 )
             return await reader.readexactly(length)
 
-        await sasl.authenticate(users, receive, partial(send, writer, piece_ms=self.limits.answer_ms), _versions)
+        await sasl.authenticate(users, receive, partial(send, writer, limits=self.limits), _versions)
 
     async def _converse(
         self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
@@ -385,7 +385,7 @@ class Broker:
                 # What is told of may have been written a moment ago, by whomever.
                 await node.store.settled()
                 node.metrics.sent.inc(size)
-                await send(writer, response, limits.answer_ms)
+                await send(writer, response, limits)
             finally:
                 del response
                 flight.leave(size)
