@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from headrace.streams.spans import Spans
 from numpy.typing import NDArray
 
 Column = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.object_]
@@ -76,8 +77,37 @@ class Record:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
+@dataclass(slots=True, frozen=True)
+class Block:
+    """Many records of one topic, in order, as columns. partition, timestamp: of all of them, as a Record's."""
+
+    topic: str
+    keys: Spans
+    values: Spans
+    partition: int | None = None
+    timestamp: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def records(self) -> Iterator[Record]:
+        """One by one."""
+        for key, value in zip(self.keys, self.values, strict=True):
+            yield Record(self.topic, key, value, self.partition, self.timestamp)
+
+
 Outputs = list[Record]
 """What operators emit, in order."""
+
+
+def records(outputs: Iterable[Record | Block]) -> Iterator[Record]:
+    """One by one."""
+    for output in outputs:
+        if isinstance(output, Block):
+            yield from output.records()
+        else:
+            yield output
+
 
 Change = tuple[bytes, bytes | None]
 """A touched row of state: its key, and its value or None where it was deleted."""

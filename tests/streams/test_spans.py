@@ -1,0 +1,30 @@
+"""Byte strings as a column."""
+
+from __future__ import annotations
+
+import numpy as np
+from headrace.streams.spans import Spans
+from hypothesis import given
+from hypothesis import strategies as st
+
+STRINGS = st.lists(st.none() | st.binary(max_size=5), max_size=20)
+
+
+@given(STRINGS)
+def test_a_column_of_strings_is_a_sequence_of_them(strings: list[bytes | None]) -> None:
+    spans = Spans.of(strings)
+    assert list(spans) == strings
+    assert [spans[i] for i in range(len(spans))] == strings
+    assert spans.size == sum(len(s) for s in strings if s)
+    assert Spans.of(spans) is spans
+
+
+@given(STRINGS, st.data())
+def test_a_part_of_a_column_shares_its_buffer(strings: list[bytes | None], data: st.DataObject) -> None:
+    spans = Spans.of(strings)
+    begin, end = (data.draw(st.integers(0, len(strings))) for _ in range(2))
+    part = spans[begin:end]
+    assert list(part) == strings[begin:end]
+    assert part.data is spans.data
+    rows = data.draw(st.lists(st.integers(0, len(strings) - 1), max_size=5)) if strings else []
+    assert list(spans.take(np.array(rows, np.int64))) == [strings[i] for i in rows]
