@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams.batch import Batch, Change, Rows
+from headrace.streams.batch import Batch, Change, Rows, one_by_one
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.publisher import Publisher, encode
 from headrace.streams.store import MemoryStore
@@ -111,7 +111,7 @@ def _changes(task: Task, customers: int) -> Iterator[list[Change]]:
             }
             here = np.arange(count)
             operator.process(Batch(at, at, {"orders": Rows(here, fields, "orders", 0, here, here)}), [])
-            yield [(prefix + key, value) for key, value in operator.changes()]
+            yield [(prefix + key, value) for key, value in one_by_one(operator.changes())]
 
 
 def _name(customer: int) -> str:

@@ -28,7 +28,7 @@ from headrace.models.model import Model
 from headrace.serving.scorer import score
 from headrace.stack import reach
 from headrace.state import newest_mark, part, records
-from headrace.streams.batch import Record
+from headrace.streams.batch import Record, record_by_record
 from headrace.streams.codecs import NO_JSON
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Fetched, Log, Partition
@@ -162,7 +162,7 @@ async def _recomputed(log: Log, task: Task, extent: _Extent) -> AsyncIterator[Re
                     else:
                         task.feed(fetched)
             work = task.work(FETCH_ROWS, frozenset(ended))
-            for record in work.records if work else ():
+            for record in record_by_record(work.records) if work else ():
                 yield record
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from headrace.streams import kernels
-from headrace.streams.batch import NEVER, Batch, Change, Column, Outputs, Record, Rows
-from headrace.streams.expressions import Type, canonical, evaluate
+from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Outputs, Rows
+from headrace.streams.expressions import Col, Type, canonical, evaluate
+from headrace.streams.index import Ints
 from headrace.streams.inputs import WAKE
-from headrace.streams.jsonrows import joined, printed
-from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, keys, result, taken, told
-from headrace.streams.tables import Index, Ints, Table, nothing
+from headrace.streams.jsonrows import event_ids, joined, printed, record_keys
+from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
+from headrace.streams.spans import Spans, quoted
+from headrace.streams.tables import Table, nothing
 
 
 class FeatureSet:
@@ -29,7 +31,7 @@ class FeatureSet:
         self.declared = plan.declared
         self.name = plan.name
         self.types = plan.types
-        self.entities = Index()
+        self.entities = index(plan)
         self._tables = plan.tables
         self._inputs = plan.inputs
         self._reads = plan.reads
@@ -66,7 +68,7 @@ class FeatureSet:
                 self._publish(batch, main, out)
 
     def _slots(self, rows: Rows) -> Ints:
-        return self.entities.numbers(keys(self.declared.by, rows))
+        return numbered(self.entities, self.declared.by, rows)
 
     def _advance(
         self,
@@ -102,23 +104,24 @@ class FeatureSet:
             main.fields[f"{self.name}.{name}"] = column
 
     def _publish(self, batch: Batch, main: Rows, out: Outputs) -> None:
-        count = len(main)
-        named: dict[str, list[bytes] | list[str]] = {
-            "id": [f'"{main.topic}-{main.partition}-{offset}"'.encode() for offset in main.offset.tolist()]
-        }
+        named = {"id": event_ids(main)}
         for name, type in self._plan.key_types.items():
-            column = evaluate(self.declared.by[name], main.fields, {}, count)
-            named[name] = printed(canonical(column, type), type)
+            named[name] = self._entity(main, name, type)
         named["at"] = printed(batch.time[main.at], Type("time", False))
         for name in self._published:
             named[name] = printed(main.fields[f"{self.name}.{name}"], self.types[name])
-        topic = self._topic
-        names = [str(k).encode() for k in main.fields[self.declared.key].tolist()]
-        for key, value in zip(names, joined(named), strict=True):
-            out.append(Record(topic, key, value))
+        out.append(Block(self._topic, record_keys(main, self.declared.key), joined(named)))
 
-    def changes(self) -> list[Change]:
-        found: list[Change] = []
+    def _entity(self, main: Rows, name: str, type: Type) -> Spans:
+        """The column `name` of what tells the entities apart, as JSON."""
+        expression = self.declared.by[name]
+        texts = main.texts(expression.name) if isinstance(expression, Col) and not type.optional else None
+        if texts is not None:
+            return quoted(texts)
+        return printed(canonical(evaluate(expression, main.fields, {}, len(main)), type), type)
+
+    def changes(self) -> Changes:
+        found: Changes = []
         for table in self._tables.values():
             table.changes(found)
         if self.entities.crowded:
@@ -152,7 +155,7 @@ class FeatureSet:
                     if owner is table:
                         known[text] = result(table, kind, reads, found)
             for number, row in zip(slots.tolist(), told(self._plan, known, len(slots)), strict=True):
-                yield {"entity": entity(self._plan, self.entities.met[number]), **row}
+                yield {"entity": entity(self._plan, self.entities.value(number)), **row}
 
     def clear(self) -> None:
         self._watermark = NEVER

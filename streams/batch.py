@@ -6,7 +6,7 @@ rows are columns in `Rows`. Times are int64 microseconds since 1970-01-01T00:00Z
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,21 @@ be missing: float64, NaN where missing. str and everything else: object, None wh
 
 NEVER = -(2**62)
 """The event time before anything was seen."""
+
+
+class Fields(dict[str, Column]):
+    """Columns by name. texts: columns of texts as spans of UTF-8; one becomes a column when it is asked for by name."""
+
+    def __init__(self, columns: Mapping[str, Column], texts: Mapping[str, Spans]) -> None:
+        super().__init__(columns)
+        self.texts = texts
+
+    def __missing__(self, name: str) -> Column:
+        spans = self.texts[name]
+        column = np.empty(len(spans), np.object_)
+        column[:] = [None if text is None else text.decode() for text in spans]
+        self[name] = column
+        return column
 
 
 @dataclass(slots=True)
@@ -43,6 +58,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def texts(self, name: str) -> Spans | None:
+        """A column of texts as spans, where it came so."""
+        return self.fields.texts.get(name) if isinstance(self.fields, Fields) else None
 
     def event_id(self, row: int) -> str:
         return f"{self.topic}-{self.partition}-{self.offset[row]}"
@@ -96,11 +115,11 @@ class Block:
             yield Record(self.topic, key, value, self.partition, self.timestamp)
 
 
-Outputs = list[Record]
+Outputs = list[Record | Block]
 """What operators emit, in order."""
 
 
-def records(outputs: Iterable[Record | Block]) -> Iterator[Record]:
+def record_by_record(outputs: Iterable[Record | Block]) -> Iterator[Record]:
     """One by one."""
     for output in outputs:
         if isinstance(output, Block):
@@ -111,6 +130,28 @@ def records(outputs: Iterable[Record | Block]) -> Iterator[Record]:
 
 Change = tuple[bytes, bytes | None]
 """A touched row of state: its key, and its value or None where it was deleted."""
+
+
+@dataclass(slots=True, frozen=True)
+class Touched:
+    """Many touched rows of state, as columns."""
+
+    keys: Spans
+    values: Spans
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Changes = list[Change | Touched]
+
+
+def one_by_one(changes: Iterable[Change | Touched]) -> Iterator[Change]:
+    for change in changes:
+        if isinstance(change, Touched):
+            yield from zip(change.keys, change.values, strict=True)
+        else:
+            yield change
 
 
 class Operator(Protocol):
@@ -125,7 +166,7 @@ class Operator(Protocol):
 
     def process(self, batch: Batch, out: Outputs) -> None: ...
 
-    def changes(self) -> list[Change]: ...
+    def changes(self) -> Sequence[Change | Touched]: ...
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
 

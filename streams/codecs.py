@@ -6,6 +6,7 @@ others. A codec joins by implementing `Codec`; this module has JSON and MessageP
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from headrace.streams.batch import Column
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import NEWEST, OLDEST, Event, Field, fields
+from headrace.streams.spans import Spans
 from numpy.typing import NDArray
 
 MAX_EVENT_BYTES = 1_000_000
@@ -39,6 +41,7 @@ class Decoded:
 
     rows:    int64[k], positions of the accepted values, ascending
     fields:  their columns, each of length k
+    texts:   those of texts that came as spans
     time:    int64[k], event times, microseconds
     refused: (position, reason) of the others, ascending
     """
@@ -47,6 +50,7 @@ class Decoded:
     fields: dict[str, Column]
     time: NDArray[np.int64]
     refused: list[tuple[int, InvalidEvent]]
+    texts: dict[str, Spans] = dataclasses.field(default_factory=dict)
 
 
 class Decoder(Protocol):

@@ -8,15 +8,17 @@ While an input is empty but not known to be idle, rows that its next row might p
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from headrace.streams.batch import NEVER, Batch, Record, Rows
+from headrace.streams.batch import NEVER, Batch, Fields, Record, Rows
 from headrace.streams.codecs import Decoded, Decoder
 from headrace.streams.durations import DAY
 from headrace.streams.errors import InvalidEvent
 from headrace.streams.log import Fetched, Partition
+from headrace.streams.spans import Spans
 from numpy.typing import NDArray
 
 logger = logging.getLogger("headrace.streams")
@@ -117,7 +119,7 @@ class Input:
         order[0] = max(int(order[0]), self._seen)
         order = np.maximum.accumulate(order)
         self._seen = int(order[-1])
-        self._chunks.append(_Chunk(fetched, decoded, order, sum(len(v) for v in fetched.values if v)))
+        self._chunks.append(_Chunk(fetched, decoded, order, _size(fetched.values)))
 
     def waiting(self) -> NDArray[np.int64]:
         """The order times of the buffered rows."""
@@ -267,13 +269,18 @@ class Merge:
             streams[source.topic] = _rows(self.inputs[n].partition, parts)
 
 
+def _size(values: Sequence[bytes | None]) -> int:
+    return values.size if isinstance(values, Spans) else sum(len(v) for v in values if v)
+
+
 def _rows(
     partition: Partition, parts: list[tuple[NDArray[np.int64], _Chunk, NDArray[np.int64], NDArray[np.int64]]]
 ) -> Rows:
-    names = parts[0][1].decoded.fields
+    columns = {f: np.concatenate([p[1].decoded.fields[f][p[2]] for p in parts]) for f in parts[0][1].decoded.fields}
+    texts = {t: Spans.joined([p[1].decoded.texts[t].take(p[2]) for p in parts]) for t in parts[0][1].decoded.texts}
     return Rows(
         at=np.concatenate([p[0] for p in parts]),
-        fields={f: np.concatenate([p[1].decoded.fields[f][p[2]] for p in parts]) for f in names},
+        fields=Fields(columns, texts),
         topic=partition.topic,
         partition=partition.number,
         offset=np.concatenate([p[1].fetched.offset[p[3]] for p in parts]),

@@ -19,7 +19,7 @@ from aiokafka.errors import (
     ProducerFenced,
 )
 from headrace.streams.address import Address, client_options
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.closing import stop
 from headrace.streams.diagnosis import diagnose
 from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
@@ -231,9 +231,9 @@ class _Sender:
         self._producer = producer
         self._fenced = False
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         by_partition: dict[Partition, list[Record]] = defaultdict(list)
-        for record in records:
+        for record in record_by_record(records):
             number = home if record.partition is None else record.partition
             by_partition[Partition(record.topic, number)].append(record)
         sent = []

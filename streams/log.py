@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Record
 from numpy.typing import NDArray
 
 
@@ -32,8 +32,8 @@ class Fetched:
     partition: Partition
     offset: NDArray[np.int64]
     timestamp: NDArray[np.int64]
-    keys: list[bytes | None]
-    values: list[bytes | None]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
     next_offset: int
     end: int
 
@@ -61,7 +61,7 @@ class Reader(Protocol):
 class Sender(Protocol):
     """Sends records that are there for every reader once they are stored: no transaction, no owner."""
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         """Send records in order per partition, each once; they are stored when it returns.
 
         home: the partition of records that name none: a task writes to its own.
@@ -125,7 +125,7 @@ class Turns:
     async def begin(self) -> None:
         await self._writers[self._turn].begin()
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         return await self._writers[self._turn].send(records, home)
 
     async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:

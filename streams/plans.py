@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 from headrace.streams import kernels
 from headrace.streams.aggregations import Aggregate, Stream, aggregates, covers_itself
-from headrace.streams.batch import Change, Column, Rows
+from headrace.streams.batch import Changes, Column, Rows
 from headrace.streams.durations import microseconds, text
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
-from headrace.streams.expressions import Constant, Expression, Scope, Type, canonical, evaluate, parts
+from headrace.streams.expressions import Col, Constant, Expression, Scope, Type, canonical, evaluate, parts
+from headrace.streams.index import Index, Ints, Names
 from headrace.streams.jsonrows import printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
-from headrace.streams.tables import Accumulator, Index, Ints, Read, Table, listed, register
+from headrace.streams.tables import Accumulator, Read, Table, listed, register
 from headrace.streams.windows import (
     MOST_COPIES,
     AllTime,
@@ -180,7 +181,7 @@ class Plan:
             found &= table.idle(horizon) if sessions is None else sessions.idle(horizon, entities)
         return found
 
-    def forget(self, slots: Ints, into: list[Change]) -> None:
+    def forget(self, slots: Ints, into: Changes) -> None:
         """Drops all that is held of these entities, and appends what that changes."""
         for name, table in self.tables.items():
             table.forget(slots, into)
@@ -312,6 +313,21 @@ def _reads(
     return result, one(kernels.IMAX if exact else kernels.FMAX, how, floating=not exact)
 
 
+def index(plan: Plan) -> Index | Names:
+    """Numbers for the entities of a plan."""
+    return Names() if [type.kind for type in plan.key_types.values()] == ["str"] else Index()
+
+
+def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) -> Ints:
+    """The number of the entity of each row."""
+    if isinstance(entities, Names):
+        [expression] = by.values()
+        texts = rows.texts(expression.name) if isinstance(expression, Col) else None
+        if texts is not None:
+            return entities.numbers(texts)
+    return entities.numbers(keys(by, rows))
+
+
 def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:
     """The entity of each row: a value, or a tuple of values; None where any of them is missing."""
     found: list[list[object]] = []
@@ -416,7 +432,7 @@ def told(plan: Plan, known: dict[str, Column], rows: int) -> list[dict[str, Any]
             column = canonical(evaluate(expression, {}, known, rows), plan.types[name])
             if column.dtype == np.float64:
                 column = np.where(np.isfinite(column), column, np.nan)
-            columns[name] = [msgspec.Raw(text) for text in printed(column, plan.types[name])]
+            columns[name] = [msgspec.Raw(text or b"null") for text in printed(column, plan.types[name])]
     made: list[dict[str, Any]] = []
     for i in range(rows):
         row: dict[str, Any] = {"features": {name: values[i] for name, values in columns.items()}}

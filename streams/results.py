@@ -17,19 +17,20 @@ from __future__ import annotations
 import heapq
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 from headrace.streams import kernels
-from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.batch import Batch, Changes, Column, Outputs, Record, Rows
 from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
+from headrace.streams.index import Ints, decoded
 from headrace.streams.jsonrows import joined, printed
-from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, keys, result, taken, told
-from headrace.streams.tables import Index, Ints, decoded, nothing
+from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
+from headrace.streams.tables import nothing
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 
 _FACTS = struct.Struct(">qqq?q?")
@@ -101,7 +102,7 @@ class WindowSet:
         self.name = plan.name
         self.types = plan.types
         self.ignored = 0
-        self.entities = Index()
+        self.entities = index(plan)
         self._plan = plan
         for table in plan.tables.values():
             table.seal(self.entities)
@@ -145,7 +146,7 @@ class WindowSet:
     def _taken(self, batch: Batch, name: str) -> _Taken:
         """The events of a stream that are not too late, once for each window they fall into."""
         rows = batch.streams[name]
-        slots = self.entities.numbers(keys(self.declared.by, rows))
+        slots = numbered(self.entities, self.declared.by, rows)
         time = batch.time[rows.at]
         late = time < batch.watermark[rows.at] - self._late[name]
         if isinstance(self._window, LastN):
@@ -305,7 +306,7 @@ class WindowSet:
                     if owner is table:
                         known[text] = result(table, kind, reads, found)
             for window, row in zip(some, told(self._plan, known, len(some)), strict=True):
-                named = entity(self._plan, self.entities.met[window.slot])
+                named = entity(self._plan, self.entities.value(window.slot))
                 yield {"entity": named, **self._extent(window), **row}
 
     def _extent(self, window: _Window) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class WindowSet:
         if not rows or not self.declared.publish:
             return
         whole = [row for row in rows if not row.retracted]
-        values: dict[str, list[bytes]] = {}
+        values: dict[str, Sequence[bytes | None]] = {}
         for name in self.declared.public:
             column = canonical(
                 evaluate(self.declared.features[name], {}, known, len(whole)), self.types[name]
@@ -364,10 +365,10 @@ class WindowSet:
             value = next(retracted if row.retracted else texts)
             out.append(Record(topic, self._key(row.slot), value))
 
-    def _head(self, rows: list[_Row]) -> dict[str, list[bytes]]:
+    def _head(self, rows: list[_Row]) -> dict[str, Sequence[bytes | None]]:
         """The printed columns that tell whose row it is and of which window."""
-        found: dict[str, list[bytes]] = {}
-        entities = [self.entities.met[row.slot] for row in rows]
+        found: dict[str, Sequence[bytes | None]] = {}
+        entities = [self.entities.value(row.slot) for row in rows]
         for i, (name, type) in enumerate(self._plan.key_types.items()):
             single = [e[i] if isinstance(e, tuple) else e for e in entities]
             if type.kind == "time":
@@ -383,7 +384,7 @@ class WindowSet:
         return found
 
     def _key(self, slot: int) -> bytes:
-        entity = self.entities.met[slot]
+        entity = self.entities.value(slot)
         if not isinstance(entity, tuple):
             return str(entity).encode()
         names = list(self.declared.by)
@@ -414,8 +415,8 @@ class WindowSet:
             if not mine:
                 del self._sessions[window.slot]
 
-    def changes(self) -> list[Change]:
-        found: list[Change] = []
+    def changes(self) -> Changes:
+        found: Changes = []
         for slot, number in self._touched:
             key = self._prefix + self.entities.encoded(slot) + _NUMBER.pack(number)
             window = self._windows.get((slot, number))

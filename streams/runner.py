@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Outputs, one_by_one
 from headrace.streams.errors import Fenced, HeadraceError, LogLost, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Log, Partition, Reader, Sender, Writer
 from headrace.streams.task import BARRIER, Task, Work
@@ -166,14 +166,14 @@ class _Ahead:
     """Batches whose outputs are published ahead of the transaction that settles them."""
 
     since: float
-    records: list[Record] = field(default_factory=list)
+    records: Outputs = field(default_factory=list)
     changes: dict[bytes, bytes | None] = field(default_factory=dict)
     offsets: dict[Partition, int] = field(default_factory=dict)
     rows: int = 0
 
     def add(self, work: Work, ahead: frozenset[str]) -> None:
         self.records += [r for r in work.records if r.topic not in ahead]
-        self.changes.update(work.changes)
+        self.changes.update(one_by_one(work.changes))
         self.offsets = work.offsets
         self.rows += work.rows
 
@@ -373,7 +373,7 @@ class Runner:
         self.task.keep(work, ends[self.task.changelog], at)
         self.progress.rows += work.rows
         self.progress.commits += 1
-        self.progress.records += len(work.records)
+        self.progress.records += sum(len(r) if isinstance(r, Block) else 1 for r in work.records)
         self.crash(5)
 
     def _idle(self) -> frozenset[int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from headrace.streams import kernels
-from headrace.streams.tables import Accumulator, Ints, Table
+from headrace.streams.index import Ints
+from headrace.streams.tables import Accumulator, Table
 from numpy.typing import NDArray
 
 EARLIEST = Accumulator(kernels.FIRST, "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
+from headrace.streams import bytekernels
 from numpy.typing import NDArray
 
 
@@ -31,6 +32,17 @@ class Spans(Sequence[bytes | None]):
         length = np.fromiter((-1 if v is None else len(v) for v in values), np.int64, len(values))
         data = np.frombuffer(b"".join(v for v in values if v), np.uint8)
         return cls(data, np.cumsum(np.maximum(length, 0)) - np.maximum(length, 0), length)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Spans]) -> Spans:
+        """The strings of all of them."""
+        if len(parts) == 1:
+            return parts[0]
+        packed = [part.packed() for part in parts]
+        first = np.cumsum([0, *(len(part.data) for part in packed)])
+        start = np.concatenate([part.start + at for part, at in zip(packed, first[:-1], strict=True)])
+        data = np.concatenate([part.data for part in packed])
+        return cls(data, start, np.concatenate([part.length for part in packed]))
 
     def __len__(self) -> int:
         return len(self.start)
@@ -59,7 +71,40 @@ class Spans(Sequence[bytes | None]):
         """Those of these rows."""
         return Spans(self.data, self.start[rows], self.length[rows])
 
+    def packed(self) -> Spans:
+        """The same strings one after the other, in a buffer that holds nothing else."""
+        length = np.maximum(self.length, 0)
+        end = np.cumsum(length)
+        data = np.empty(int(end[-1]) if len(end) else 0, np.uint8)
+        start = end - length
+        bytekernels.gather(self.data, self.start, self.length, data, start)
+        return Spans(data, start, self.length)
+
     @property
     def size(self) -> int:
         """Bytes of all of them."""
         return int(np.maximum(self.length, 0).sum())
+
+
+def woven(literals: Sequence[bytes], columns: Sequence[Spans]) -> Spans:
+    """One string a row: literal, string of column 0, literal, string of column 1, ..., the last literal."""
+    packed = [c if len(c.data) <= 2 * c.size + _SMALL else c.packed() for c in columns]
+    first = np.cumsum([0] + [len(c.data) for c in packed])
+    start = np.stack([c.start + at for c, at in zip(packed, first[:-1], strict=True)])
+    length = np.stack([c.length for c in packed])
+    cuts = np.cumsum([0] + [len(one) for one in literals])
+    sizes = np.maximum(length, 0).sum(axis=0) + cuts[-1]
+    out_start = np.cumsum(sizes) - sizes
+    out = np.empty(int(sizes.sum()), np.uint8)
+    text = np.frombuffer(b"".join(literals), np.uint8)
+    bytekernels.assemble(np.concatenate([c.data for c in packed]), start, length, text, cuts, out, out_start)
+    return Spans(out, out_start, sizes)
+
+
+def quoted(texts: Spans) -> Spans:
+    """Texts as JSON, where none of them is missing or needs an escape."""
+    return woven([b'"', b'"'], [texts])
+
+
+_SMALL = 4_096
+"""Bytes that are copied sooner than packed."""

@@ -17,135 +17,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from headrace.streams import index as numbering
 from headrace.streams import kernels
-from headrace.streams.batch import Change, Column
+from headrace.streams.batch import Changes, Column, Touched
 from headrace.streams.errors import StateError
+from headrace.streams.index import Index, Ints, Names, decoded
+from headrace.streams.spans import Spans, woven
 from numpy.typing import NDArray
 
 Key = str | int | tuple[str | int | None, ...] | None
-Ints = NDArray[np.int64]
-
 _NUMBER = struct.Struct(">q")
 _LENGTH = struct.Struct(">I")
-
-
-SWEEP_FROM = 1024
-"""Values that an index, or entries that a table, takes in before it looks for those that are no longer used; then
-as many as it kept, so that looking costs a constant share of taking in, and at most about half is unused."""
-
-
-class Index:
-    """Numbers the values it meets: 0, 1, 2, ... A missing value is `kernels.UNKNOWN`.
-
-    Numbers that are no longer used go to the values met next. told: keep what `fresh` tells.
-    """
-
-    class _Numbers(dict[object, int]):
-        def __init__(self, told: bool) -> None:
-            self.met: list[object] = []
-            self.free: list[int] = []
-            self.fresh: list[int] = []
-            self.told = told
-            self[None] = kernels.UNKNOWN
-
-        def __missing__(self, value: object) -> int:
-            if self.free:
-                number = self.free.pop()
-                self.met[number] = value
-            else:
-                number = len(self.met)
-                self.met.append(value)
-            self[value] = number
-            if self.told:
-                self.fresh.append(number)
-            return number
-
-    def __init__(self, told: bool = False) -> None:
-        self._numbers = self._Numbers(told)
-        self.met = self._numbers.met
-        self._free = self._numbers.free
-        self._fresh = self._numbers.fresh
-        self._encoded: dict[int, bytes] = {}
-        self._kept = 0
-
-    def __len__(self) -> int:
-        """Numbers given so far, those in use and those that are free."""
-        return len(self.met)
-
-    @property
-    def used(self) -> int:
-        """Values it knows."""
-        return len(self.met) - len(self._free)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so many values have come that those no longer used are worth looking for."""
-        return self.used >= 2 * self._kept + SWEEP_FROM
-
-    def numbers(self, values: Sequence[object]) -> Ints:
-        return np.fromiter(map(self._numbers.__getitem__, values), np.int64, len(values))
-
-    def clear(self) -> None:
-        self._numbers.clear()
-        self._numbers[None] = kernels.UNKNOWN
-        for part in (self.met, self._free, self._fresh, self._encoded):
-            part.clear()
-        self._kept = 0
-
-    def number(self, value: object) -> int:
-        return self._numbers[value]
-
-    def in_use(self) -> list[int]:
-        """The numbers that stand for a value."""
-        free = set(self._free)
-        return [number for number in range(len(self.met)) if number not in free]
-
-    def fresh(self) -> list[int]:
-        """The numbers given since this was last asked."""
-        given = self._fresh.copy()
-        self._fresh.clear()
-        return given
-
-    def unused(self, used: Ints) -> Ints:
-        """The numbers in use beside these."""
-        idle = np.ones(len(self.met), np.bool_)
-        idle[used] = False
-        idle[self._free] = False
-        return np.flatnonzero(idle)
-
-    def release(self, numbers: Ints) -> None:
-        """Forgets the values of these numbers."""
-        for number in numbers.tolist():
-            del self._numbers[self.met[number]]
-            self.met[number] = None
-            self._encoded.pop(number, None)
-        self._free.extend(numbers.tolist())
-        self._kept = self.used
-
-    def restore(self, values: dict[int, object]) -> None:
-        """Takes values under the numbers that they had, into an empty index."""
-        self.met.extend(values.get(number) for number in range(max(values, default=-1) + 1))
-        self._free.extend(number for number in range(len(self.met)) if number not in values)
-        self._numbers.update((value, number) for number, value in values.items())
-        self._kept = self.used
-
-    def encoded(self, number: int) -> bytes:
-        """The value as bytes that `decoded` reads."""
-        found = self._encoded.get(number)
-        if found is None:
-            value = self.met[number]
-            plain = isinstance(value, str) and not value.startswith("\0")
-            found = str(value).encode() if plain else b"\0" + msgspec.json.encode(value)
-            self._encoded[number] = found
-        return found
-
-
-def decoded(value: bytes) -> object:
-    """What `Index.encoded` wrote: text as it is, anything else as JSON behind a zero byte."""
-    if value[:1] != b"\x00":
-        return value.decode()
-    found = msgspec.json.decode(value[1:])
-    return tuple(found) if isinstance(found, list) else found
 
 
 def register(value: object) -> int:
@@ -249,7 +131,7 @@ class Table:
     accumulators: list[Accumulator] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
-    def seal(self, entities: Index) -> None:
+    def seal(self, entities: Index | Names) -> None:
         """Fixes accumulators and reads, and makes the empty state."""
         self.entities = entities
         self.columns = list(dict.fromkeys(a.column for a in self.accumulators))
@@ -407,7 +289,7 @@ class Table:
         """Events that came after their pane had left the ring."""
         return int(self._state.counters[kernels.IGNORED])
 
-    def changes(self, into: list[Change]) -> None:
+    def changes(self, into: Changes) -> None:
         """Appends the rows touched since the last call."""
         for content, index in self.texts.items():
             for number in index.fresh():
@@ -419,7 +301,7 @@ class Table:
             if index.crowded:
                 self._forget_texts(content, index, into)
 
-    def _forget_texts(self, content: str, index: Index, into: list[Change]) -> None:
+    def _forget_texts(self, content: str, index: Index, into: Changes) -> None:
         """Drops the texts that no pane holds."""
         held = [int(s[2]) + 1 for a, s in zip(self.accumulators, self._plan.spec, strict=True) if a.values == content
                 and a.texts]  # fmt: skip
@@ -437,7 +319,7 @@ class Table:
             idle |= (self._state.pane[head] + self.ring) * self.width <= horizon
         return idle
 
-    def forget(self, slots: Ints, into: list[Change]) -> None:
+    def forget(self, slots: Ints, into: Changes) -> None:
         """Drops all that is held of these entities, and appends what that changes."""
         owners, numbers, _ = self.panes()
         gone = np.isin(owners, slots)
@@ -446,7 +328,7 @@ class Table:
         if self._keyed:
             self._drop_entries(np.isin(self._state.entries[: self._entries_used, 0], slots), into)
 
-    def _pane_changes(self, into: list[Change]) -> None:
+    def _pane_changes(self, into: Changes) -> None:
         state = self._state
         touched = state.dirty[: state.counters[kernels.TOUCHED]]
         if not len(touched):
@@ -456,17 +338,16 @@ class Table:
         cells[:, self._lists] = 0
         # Where panes are numbered by count, a later one takes the row of the one that left the ring.
         numbers = panes % self.ring if self.mode == kernels.BY_COUNT else panes
-        rows = np.column_stack((panes, cells)).tobytes()
-        wide = 8 * (1 + self.cells_wide)
-        prefix, header, encoded = self._prefix, self._header, self.entities.encoded
-        positions = numbers.astype(">i8").tobytes()
-        slots = state.owner[touched].tolist()
-        for k, (slot, gone) in enumerate(zip(slots, dead.tolist(), strict=True)):
-            key = prefix + encoded(slot) + positions[8 * k : 8 * k + 8]
-            if not gone:
-                into.append((key, header + rows[wide * k : wide * k + wide]))
-            elif self.mode != kernels.BY_COUNT:
-                into.append((key, None))
+        slots = state.owner[touched]
+        kept = ~dead if self.mode == kernels.BY_COUNT else slice(None)
+        header = np.broadcast_to(np.frombuffer(self._header, np.uint8), (len(touched), len(self._header)))
+        rows = np.concatenate((header, np.column_stack((panes, cells)).view(np.uint8)), axis=1)
+        wide = rows.shape[1]
+        start = np.arange(0, wide * len(touched), wide)
+        values = Spans(rows.reshape(-1), start[kept], np.where(dead, -1, wide)[kept])
+        positions = Spans(numbers.astype(">i8").view(np.uint8), 8 * np.arange(len(touched)), _eight(len(touched)))
+        keys = woven([self._prefix, b"", b""], [self.entities.spans(slots), positions])
+        into.append(Touched(Spans(keys.data, keys.start[kept], keys.length[kept]), values))
         state.flag[touched] = 0
         gone_rows = touched[dead]
         free = int(state.counters[kernels.FREE])
@@ -474,7 +355,7 @@ class Table:
         state.counters[kernels.FREE] += len(gone_rows)
         state.counters[kernels.TOUCHED] = 0
 
-    def _entry_changes(self, into: list[Change]) -> None:
+    def _entry_changes(self, into: Changes) -> None:
         state = self._state
         touched = np.unique(state.touched[: state.counters[kernels.ENTRIES_TOUCHED]])
         state.counters[kernels.ENTRIES_TOUCHED] = 0
@@ -489,11 +370,11 @@ class Table:
         content = _NUMBER.pack(value) if index is None else index.encoded(value)
         return b"".join((self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity))))
 
-    def _sweep(self, into: list[Change]) -> None:
+    def _sweep(self, into: Changes) -> None:
         """Drops the entries of panes that are no more, once they may be half of all."""
         count = self._entries_used
         crowded = any(index.crowded for index in self.values.values())
-        if count < 2 * self._swept + SWEEP_FROM and not crowded:
+        if count < 2 * self._swept + numbering.SWEEP_FROM and not crowded:
             return
         state, entries = self._state, self._state.entries[:count]
         if self.mode == kernels.ALL_TIME:
@@ -509,7 +390,7 @@ class Table:
             gone = last <= state.pane[state.head[entries[:, 0]]] - self.ring
         self._drop_entries(gone, into)
 
-    def _drop_entries(self, gone: NDArray[np.bool_], into: list[Change]) -> None:
+    def _drop_entries(self, gone: NDArray[np.bool_], into: Changes) -> None:
         """Drops these entries, and the values that no other one has."""
         state, entries = self._state, self._state.entries[: len(gone)]
         for entry in entries[gone].tolist():
@@ -555,16 +436,20 @@ class Table:
         kernels.reindex(self._plan, self._state)
 
     def _load_panes(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        begin, header, number = len(self._prefix), self._header, self.entities.number
-        slots, values, last, slot = [], [], None, 0
+        begin, header = len(self._prefix), self._header
+        names: list[bytes] = []
+        values, panes, last = [], [], None
         wide = len(header) + 8 * (1 + self.cells_wide)
         for key, value in rows:
             entity = key[begin:-8]
             if entity != last:  # an entity's panes follow one another
-                last, slot = entity, number(decoded(entity))
-            slots.append(slot)
+                last = entity
+                names.append(entity)
+                panes.append(0)
+            panes[-1] += 1
             plain = len(value) == wide and value.startswith(header)
             values.append(value if plain else header + self._converted(value))
+        slots = np.repeat(self.entities.encoded_numbers(names), panes)
         self._reserve(len(rows))
         state, used = self._state, self._rows_used
         here = slice(used, used + len(rows))
@@ -617,6 +502,10 @@ class Table:
 
 
 _BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
+
+
+def _eight(count: int) -> Ints:
+    return np.full(count, 8, np.int64)
 
 
 def nothing() -> kernels.Events:

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from headrace.streams.batch import NEVER, Batch, Change, Operator, Outputs, Record
+from headrace.streams.batch import NEVER, Batch, Block, Change, Changes, Operator, Outputs, Record, Touched, one_by_one
 from headrace.streams.errors import HeadraceError, OperatorError, ProgramChanged
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
+from headrace.streams.spans import woven
 from headrace.streams.store import Store
 
 MARK = b"\x00mark"
@@ -73,7 +74,7 @@ class Work:
     """What step 2 made: records of one transaction, the rows touched, and the offsets they reflect."""
 
     records: Outputs
-    changes: list[Change]
+    changes: Changes
     offsets: dict[Partition, int]
     rows: int
 
@@ -196,10 +197,14 @@ class Task:
             records.append(Record(self.hurries.topic, None, msgspec.json.encode(hurry), self.hurries.number))
         for operator in self.operators:
             self._process(operator, taken.batch, records)
-        changes: list[Change] = []
+        changes: Changes = []
         for operator in self.operators:
             prefix = operator.name.encode() + b"\x00"
-            changes += [(prefix + key, value) for key, value in operator.changes()]
+            for change in operator.changes():
+                if isinstance(change, Touched):
+                    changes.append(Touched(woven([prefix, b""], [change.keys]), change.values))
+                else:
+                    changes.append((prefix + change[0], change[1]))
         mark = Mark([i.offset for i in self.inputs], [i.high for i in self.inputs], self.merge.watermark, self._program)
         changes.append((MARK, msgspec.json.encode(mark)))
         return Work(records, changes, {i.partition: i.offset for i in self.inputs}, taken.rows)
@@ -216,10 +221,13 @@ class Task:
                 f"{type(error).__name__}: {error}. Mend the program, then start again: it goes on at these events"
             ) from error
 
-    def logged(self, changes: Iterable[Change]) -> list[Record]:
+    def logged(self, changes: Iterable[Change | Touched]) -> Outputs:
         """Step 3: the changelog records of touched rows."""
         topic, number = self.changelog
-        return [Record(topic, key, value, number) for key, value in changes]
+        return [
+            Block(topic, c.keys, c.values, number) if isinstance(c, Touched) else Record(topic, *c, number)
+            for c in changes
+        ]
 
     def barrier(self) -> Record:
         """What is written into the changelog before the restore, and read at its end."""
@@ -227,7 +235,7 @@ class Task:
 
     def keep(self, work: Work, position: int, at: float = 0.0) -> None:
         """Step 5. position: the changelog offset after this commit's records; at: as `written`."""
-        self._store.write([*work.changes, (_POSITION, b"%d %d" % (position, at))])
+        self._store.write([*one_by_one(work.changes), (_POSITION, b"%d %d" % (position, at))])
 
     def close(self) -> None:
         self._store.close()

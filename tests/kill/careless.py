@@ -19,7 +19,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from headrace.streams.address import Address, client_options
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition, Writer
 
@@ -55,10 +55,10 @@ class CarelessWriter:
     async def begin(self) -> None:
         self._batches += 1
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         deaths = DEATHS.stat().st_size if DEATHS.exists() else 0
-        outputs = [r for r in records if not r.topic.endswith(".changelog")]
-        state = [r for r in records if r.topic.endswith(".changelog")]
+        outputs = [r for r in record_by_record(records) if not r.topic.endswith(".changelog")]
+        state = [r for r in record_by_record(records) if r.topic.endswith(".changelog")]
         dies = self._suicidal and deaths < 2 and self._batches > ALIVE
         sent: dict[Partition, asyncio.Future[Any]] = {}  # aiokafka is untyped
         first = random.random() < 0.5 if ONE_OF_SEVERAL else deaths == 0

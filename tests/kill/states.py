@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from headrace.models import artifacts, versions
 from headrace.models.learner import Learner
-from headrace.streams.batch import Record
+from headrace.streams.batch import Record, record_by_record
 from headrace.streams.log import Fetched, Log, Partition
 from headrace.streams.runner import Follow
 from headrace.streams.store import MemoryStore, RocksStore, Store
@@ -135,7 +135,7 @@ async def _from_source(log: Log, stage: Stage, number: int, made: Mapping[str, R
             for part in _until(waiting[source.partition], until):
                 task.feed(part)
         while (work := task.work(scored.turn(told), idle)) is not None:
-            told += work.records
+            told += record_by_record(work.records)
             task.keep(work, 0)
     return _Rebuilt(task, all_rows(store), told)
 

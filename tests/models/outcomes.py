@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from headrace.models.drift import Watch
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Column, Operator, Outputs, Rows
+from headrace.streams.batch import Batch, Column, Operator, Outputs, Record, Rows, one_by_one, record_by_record
 from headrace.streams.outcomes import Settled
 from headrace.streams.store import MemoryStore
 from river import base, compose
@@ -104,7 +104,7 @@ def batches(outcomes: Sequence[Settled], sizes: Iterator[int]) -> Iterator[Batch
         done += len(part)
 
 
-def run(operator: Operator, outcomes: Sequence[Settled], cut: int | None = None, restart: int = 0) -> Outputs:
+def run(operator: Operator, outcomes: Sequence[Settled], cut: int | None = None, restart: int = 0) -> list[Record]:
     """What an operator makes of mature outcomes.
 
     cut:     the seed of the batches' sizes; None: one batch
@@ -116,11 +116,11 @@ def run(operator: Operator, outcomes: Sequence[Settled], cut: int | None = None,
     cuts = iter(lambda: len(outcomes) if cut is None else sizes.choice([1, 1, 2, 7, 40]), 0)
     for n, batch in enumerate(batches(outcomes, cuts), 1):
         operator.process(batch, out)
-        store.write(operator.changes())
+        store.write(one_by_one(operator.changes()))
         if restart and n % restart == 0:
             operator.clear()
             operator.load(store.rows(b""))
-    return out
+    return list(record_by_record(out))
 
 
 def encoded(outcomes: Sequence[Settled]) -> list[bytes]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from headrace.models import drift
 from headrace.models.drift import DriftMonitor, Watch
-from headrace.streams.batch import Batch, Outputs, Rows
+from headrace.streams.batch import Batch, Outputs, Rows, record_by_record
 from headrace.streams.errors import DeclarationError
 from headrace.streams.outcomes import Prediction, Settled
 from river import compose, linear_model
@@ -162,7 +162,7 @@ def test_scores_and_features_are_watched_as_they_are_predicted_and_missing_ones_
     rows = Rows(np.arange(len(made)), {"prediction.returns": column})
     monitor.process(Batch(zeros, zeros, {"orders": rows}), out)
     assert len(out) >= 1
-    alarm = msgspec.json.decode(out[0].value or b"")
+    [alarm, *_] = [msgspec.json.decode(r.value or b"") for r in record_by_record(out)]
     assert (alarm["detector"], alarm["on"], alarm["value"]) == ("PageHinkley", on, 0.9)
     assert 100 < int(alarm["event"].rpartition("-")[2]) < 112
 

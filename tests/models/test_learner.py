@@ -16,7 +16,7 @@ from headrace.models import artifacts, versions
 from headrace.models.errors import LearnerError
 from headrace.models.learner import SNAPSHOT_EVERY, Learner
 from headrace.models.maturity import Mature
-from headrace.streams.batch import Operator
+from headrace.streams.batch import Operator, record_by_record
 from headrace.streams.inputs import Input, Source
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.outcomes import OutcomeCodec, Settled
@@ -179,7 +179,7 @@ def test_what_others_wrote_among_the_outcomes_is_left_out_and_told(caplog: pytes
     work = task.work(count)
     assert work is not None
     assert work.offsets == {source.partition: count}
-    made = [versions.decode(r.value or b"") for r in work.records]
+    made = [versions.decode(r.value or b"") for r in record_by_record(work.records)]
     assert [v.fingerprint for v in made] == [told.split()[-1] for told in wanted]
     assert len(made) == 8
     assert len(caplog.messages) == 40

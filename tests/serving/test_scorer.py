@@ -14,7 +14,7 @@ from headrace.models.errors import ArtifactError
 from headrace.models.learner import Learner
 from headrace.serving.errors import ScoringError
 from headrace.serving.scorer import Scorer, score
-from headrace.streams.batch import Batch, Column, Outputs, Rows
+from headrace.streams.batch import Batch, Column, Outputs, Rows, record_by_record
 from headrace.streams.durations import micros
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.outcomes import Prediction
@@ -51,8 +51,9 @@ def predictions(one: Scorer, **columns: list[Any]) -> list[Prediction]:
     published = np.full(rows, micros(T0))
     orders = Rows(at, fields, "orders", 3, at + 10, published)
     batch = Batch(published.copy(), np.zeros(rows, np.int64), {"orders": orders})
-    out: Outputs = []
-    one.process(batch, out)
+    made: Outputs = []
+    one.process(batch, made)
+    out = list(record_by_record(made))
     assert [r.value for r in out] == batch.streams["orders"].fields["prediction.returns"].tolist()
     assert {(r.topic, r.key) for r in out} == {("predictions.returns", b"anna")}
     return [msgspec.json.decode(r.value or b"", type=Prediction) for r in out]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
 from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
 from headrace.streams.runner import TOMBSTONES_KEPT
@@ -394,9 +394,9 @@ class _Sender:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         ends: dict[Partition, int] = {}
-        for record in records:
+        for record in record_by_record(records):
             if self._connection.log.world.random.random() < 0.1:
                 await self._connection.call()
             partition = Partition(record.topic, home if record.partition is None else record.partition)
@@ -430,9 +430,9 @@ class _Writer:
         assert one.since is None, "a transaction is open already"
         one.since = self._log.world.time
 
-    async def send(self, records: Sequence[Record], home: int) -> dict[Partition, int]:
+    async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         ends: dict[Partition, int] = {}
-        for record in records:
+        for record in record_by_record(records):
             if self._log.world.random.random() < 0.1:
                 await self._connection.call()
             self._check()

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from headrace.models import artifacts, versions
 from headrace.models.learner import Learner
-from headrace.streams.batch import Record
+from headrace.streams.batch import Record, one_by_one, record_by_record
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.runner import Follow
 from headrace.streams.store import MemoryStore
@@ -75,7 +75,7 @@ def from_source(fleet: Fleet, stage: Stage, number: int) -> Rebuilt:
         for source in task.inputs:
             task.feed(fetched(log, source.partition, source.position, ends.get(source.partition)))
         while (work := task.work(scored.turn(made), idle)) is not None:
-            made += work.records
+            made += record_by_record(work.records)
             task.keep(work, 0)
     return Rebuilt(task, follows, store, made)
 
@@ -185,8 +185,8 @@ def _answer(
     changes: dict[bytes, bytes | None] = {}
     # What one input brings is held back by the others' last rows until these are taken.
     while (work := task.work(ALL, frozenset(range(len(task.inputs))))) is not None:
-        records += work.records
-        changes.update(work.changes)
+        records += record_by_record(work.records)
+        changes.update(one_by_one(work.changes))
     # Hurries tell of offsets, and one who was there has passed over more aborted records than one who was told.
     told = [r for r in records if not r.topic.endswith(".hurries")]
     said = {b"%d %s" % (i, r.topic.encode()): _value(r.value) for i, r in enumerate(told)}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from headrace.streams.batch import Batch, Change, Operator, Outputs, Record
+from headrace.streams.batch import Batch, Change, Operator, Outputs, Record, one_by_one, record_by_record
 from headrace.streams.codecs import codec
 from headrace.streams.event import Event
 from headrace.streams.inputs import Input, Source
@@ -103,8 +103,8 @@ class Stage:
         work = self.task.work(limit, frozenset(idle))
         if work is None:
             return 0
-        self.records += work.records
-        self.changelog += work.changes
+        self.records += record_by_record(work.records)
+        self.changelog += one_by_one(work.changes)
         self.task.keep(work, len(self.changelog))
         return work.rows
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import asof, inputs, tables
+from headrace.streams import asof, index, inputs
+from headrace.streams.batch import one_by_one
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, FeatureSet, WindowSet, operator
-from headrace.streams.tables import Index
+from headrace.streams.index import Index
 from headrace.streams.windows import last_n, session, sliding, tumbling
 
 from .columns import Told, batch
@@ -22,7 +23,7 @@ from .stage import SECOND, START, Stage, moment
 KEYS = 4_000
 """Keys that come and go: each has its events in two seconds, and is never heard of again."""
 FROM = 64
-"""Where the tests let the tables begin to look; the product begins at tables.SWEEP_FROM."""
+"""Where the tests let the tables begin to look; the product begins at index.SWEEP_FROM."""
 
 
 class Visit(Event, topic="visits", key="who", time="at", lateness="3s"):
@@ -37,7 +38,7 @@ STREAM = agg.stream(Visit)
 
 @pytest.fixture(autouse=True)
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "SWEEP_FROM", FROM)
+    monkeypatch.setattr(index, "SWEEP_FROM", FROM)
 
 
 def feature_set(features: Mapping[str, Expression], **options: Any) -> FeatureSet | WindowSet:
@@ -70,7 +71,7 @@ def pass_through(step: FeatureSet | WindowSet, keys: int = KEYS) -> tuple[int, i
             newest = max(newest, time)
             mark.append(newest)
         step.process(batch([STREAM], events, mark), [])
-        for key, value in step.changes():
+        for key, value in one_by_one(step.changes()):
             if value is None:
                 state.pop(key, None)
             else:
@@ -129,7 +130,7 @@ def test_texts_and_values_that_no_pane_holds_are_forgotten_while_their_key_lives
     for second in range(0, 3_000, 20):
         events = [(t, at, row | {"who": "one"}) for t, at, row in (visit(second + i, second + i) for i in range(20))]
         step.process(batch([STREAM], events), [])
-        state.update(step.changes())
+        state.update(one_by_one(step.changes()))
     live = {key for key, value in state.items() if value is not None}
     assert len(live) < 3 * FROM
     indexes = [index for table in step._tables.values() for index in (*table.texts.values(), *table.values.values())]

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams.batch import Outputs
+from headrace.streams.batch import Outputs, Record, one_by_one, record_by_record
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col, is_missing, log
@@ -126,7 +126,7 @@ def told(draw: st.DrawFn, most: int = 40) -> list[Told]:
 
 def run(
     features: type[Features], events: list[Told], cuts: list[int], restart: bool = False
-) -> tuple[Any, Outputs]:
+) -> tuple[Any, list[Record]]:
     """The columns and records of the events, cut into batches at these positions."""
     step, out = operator(features), Outputs()
     found: dict[str, list[Any]] = {}
@@ -139,7 +139,7 @@ def run(
             for name, values in made.streams["sales"].fields.items():
                 if "." in name:
                     found.setdefault(name, []).extend(values.tolist())
-        for key, value in step.changes():
+        for key, value in one_by_one(step.changes()):
             if value is None:
                 state.pop(key, None)
             else:
@@ -147,7 +147,7 @@ def run(
         if restart:
             step = operator(features)
             step.load(iter(sorted(state.items())))
-    return found, out
+    return found, list(record_by_record(out))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -207,16 +207,16 @@ def test_nothing_is_published_where_the_set_says_so() -> None:
 def test_a_batch_yields_one_change_for_each_pane_it_touches() -> None:
     step = operator(feature_set("Small", {"n": agg.count("10s"), "x": agg.sum(col.x, "10s")}))
     step.process(batch(STREAMS, [sale(0), sale(0.1), sale(1), sale(1, "b")]), [])
-    assert len(step.changes()) == 3
+    assert len(list(one_by_one(step.changes()))) == 3
     assert step.changes() == []
 
 
 def test_a_pane_that_leaves_the_ring_is_deleted() -> None:
     step = operator(feature_set("Gone", {"n": agg.count("10s")}))
     step.process(batch(STREAMS, [sale(0)]), [])
-    [(key, _)] = step.changes()
+    [(key, _)] = one_by_one(step.changes())
     step.process(batch(STREAMS, [sale(100)]), [])
-    assert (key, None) in step.changes()
+    assert (key, None) in one_by_one(step.changes())
 
 
 def test_adding_a_feature_keeps_what_the_others_know() -> None:
@@ -225,7 +225,7 @@ def test_adding_a_feature_keeps_what_the_others_know() -> None:
     after = operator(
         feature_set("Grows", {"x": agg.sum(col.n, "10s"), "n": agg.count("10s"), "all": agg.count()})
     )
-    after.load([(k, v) for k, v in before.changes() if v is not None])
+    after.load([(k, v) for k, v in one_by_one(before.changes()) if v is not None])
     made = batch(STREAMS, [sale(2)])
     after.process(made, [])
     fields = made.streams["sales"].fields
@@ -325,7 +325,7 @@ def test_values_of_panes_that_left_the_ring_are_swept() -> None:
     state: dict[bytes, bytes | None] = {}
     for i in range(30):
         step.process(batch(STREAMS, [sale(i * 100 + j / 100, n=i * 100 + j) for j in range(100)]), [])
-        state.update(step.changes())
+        state.update(one_by_one(step.changes()))
     assert len([v for v in state.values() if v is not None]) < 1500
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from headrace.streams.aggregations import stream
+from headrace.streams.batch import one_by_one
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.expressions import col
@@ -66,7 +67,7 @@ def run(events: list[Told], cuts: list[int] | None = None, restart: bool = False
             fields = made.streams["orders"].fields
             names = ("kind", "amount", "then", "held", "dear", "worth")
             found += zip(*(fields[f"Item.{name}"].tolist() for name in names), strict=True)
-        for key, value in step.changes():
+        for key, value in one_by_one(step.changes()):
             if value is None:
                 state.pop(key, None)
             else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import kernels, tables
+from headrace.streams import index, kernels
 from headrace.streams.expressions import clip, col, exp, log, log1p, sqrt
 from headrace.streams.features import declaration
 from headrace.streams.plans import Plan
@@ -54,7 +54,7 @@ def digest() -> str:
             stage.publish(Refund, {name: row[name] for name in ("who", "n", "s")} | {"at": time})
     stage.publish(Sale, {"who": "z", "n": 1, "x": 1.0, "s": "p", "at": moment(9_000)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "SWEEP_FROM", 0)
+        patch.setattr(index, "SWEEP_FROM", 0)
         made = [repr(stage.drain((7, 30)))]
         made += [repr(run(features, told, [7, 30])) for features in (EVERYTHING, FUNCTIONS, KEYLESS)]
     return hashlib.sha256("".join(made).encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import tables
+from headrace.streams import index
 from headrace.streams.batch import Operator, Record
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col
@@ -239,7 +239,7 @@ def test_cuts_restarts_and_forgetting_change_no_byte(
 
     wanted = run([1000], False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "SWEEP_FROM", 0)  # looks for what can be forgotten at every commit
+        patch.setattr(index, "SWEEP_FROM", 0)  # looks for what can be forgotten at every commit
         assert run(limits, False) == wanted
         assert run(limits, True) == wanted
 
@@ -269,7 +269,7 @@ def test_what_can_still_be_read_is_not_forgotten(kind: str) -> None:
     def check(events: list[dict[str, Any]]) -> None:
         wanted = told(FORGETTING[kind], [*events, END], 1).records
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tables, "SWEEP_FROM", 0)
+            patch.setattr(index, "SWEEP_FROM", 0)
             assert told(FORGETTING[kind], [*events, END], 1).records == wanted
 
     check()

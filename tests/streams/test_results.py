@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams.batch import Outputs, Record
+from headrace.streams.batch import Outputs, one_by_one, record_by_record
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.expressions import col
@@ -91,7 +91,7 @@ def run(
     cuts = cuts or []
     for begin, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
         step.process(batch(STREAMS, events[begin:end], mark[begin:end], offsets), out)
-        for key, value in step.changes():
+        for key, value in one_by_one(step.changes()):
             if value is None:
                 state.pop(key, None)
             else:
@@ -102,8 +102,8 @@ def run(
     return out
 
 
-def values(records: list[Record]) -> list[dict[str, Any]]:
-    return [orjson.loads(record.value or b"") for record in records]
+def values(outputs: Outputs) -> list[dict[str, Any]]:
+    return [orjson.loads(record.value or b"") for record in record_by_record(outputs)]
 
 
 def moment(time: int) -> str:
@@ -299,7 +299,7 @@ def test_windows_that_no_event_can_correct_leave_no_state() -> None:
         events = [trade(0, s=None), trade(1, s=None), trade(100, "b", s=None)]
         for event, mark in zip(events, marks(events), strict=True):
             step.process(batch(STREAMS, [event], [mark]), [])
-            state.update(step.changes())
+            state.update(one_by_one(step.changes()))
         live = {key for key, value in state.items() if value is not None}
         assert not [key for key in live if b"\x00a" in key and key.count(b"/") == 3], kind
 

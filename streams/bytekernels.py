@@ -1,0 +1,142 @@
+"""Compiled loops over byte strings that lie in buffers (see `spans.Spans`)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+from headrace.streams.kernels import UNKNOWN, kernel, part
+
+COMMA, CLOSE = 44, 93
+USED, FREE, BYTES = range(3)
+"""Counters of `Names`: numbers given so far, those that are free, and the bytes of the arena that are taken."""
+
+_types: Any = numba.types
+BYTES_GIVEN = _types.Array(numba.uint8, 1, "C", readonly=True)
+"""What a kernel reads, and may be memory that nobody may write."""
+_INTS = numba.int64[::1]
+_OUT = numba.uint8[::1]
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS))
+def cut(text: Any, start: Any, length: Any) -> None:
+    """The places of the values of a JSON array without spaces, whose values have no comma in them."""
+    p = 1
+    for i in range(len(start)):
+        start[i] = p
+        while text[p] != COMMA and text[p] != CLOSE:
+            p += 1
+        length[i] = p - start[i]
+        p += 1
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
+def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None:
+    """Copies strings to their places in another buffer."""
+    for i in range(len(start)):
+        p, q = start[i], out_start[i]
+        for x in range(length[i]):
+            out[q + x] = data[p + x]
+
+
+@kernel(numba.void(BYTES_GIVEN, numba.int64[:, ::1], numba.int64[:, ::1], BYTES_GIVEN, _INTS, _OUT, _INTS))
+def assemble(data: Any, start: Any, length: Any, literals: Any, cuts: Any, out: Any, out_start: Any) -> None:
+    """Rows of strings between literals: literal 0, string 0, literal 1, ..., the last literal.
+
+    start, length: [string, row]; cuts: where each literal begins, and the end of the last
+    """
+    strings = len(start)
+    for i in range(len(out_start)):
+        q = out_start[i]
+        for j in range(strings + 1):
+            for x in range(cuts[j], cuts[j + 1]):
+                out[q] = literals[x]
+                q += 1
+            if j < strings:
+                p = start[j, i]
+                for x in range(length[j, i]):
+                    out[q + x] = data[p + x]
+                q += max(length[j, i], 0)
+
+
+class Names(NamedTuple):
+    """Byte strings by number, and the number of each by its hash.
+
+    buckets:  a power of two of them, a number + 1 each, 0 where there is none
+    hash, start, length: of each number; length -1: the number is free
+    arena:    their bytes
+    free:     numbers that are free, the next one last
+    counters: USED, FREE, BYTES
+    """
+
+    buckets: Any
+    hash: Any
+    start: Any
+    length: Any
+    arena: Any
+    free: Any
+    counters: Any
+
+
+NAMES = _types.NamedTuple([_INTS] * 4 + [_OUT] + [_INTS] * 2, Names)
+
+
+@part
+def _hash(data: Any, start: Any, length: Any) -> Any:
+    """31 bits; every product fits int64, so that plain Python computes the same."""
+    h = 2166136261
+    for x in range(start, start + length):
+        h = ((h ^ int(data[x])) * 16777619) & 0xFFFFFFFF
+    h = ((h ^ (h >> 15)) & 0x7FFFFFFF) * 0x2C1B3C6D
+    return (h ^ (h >> 31)) & 0x7FFFFFFF
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, NAMES, _INTS))
+def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
+    """The number of each string, given to those that are new; UNKNOWN where it is missing. There is room for all."""
+    mask = len(names.buckets) - 1
+    for i in range(len(start)):
+        size, p = length[i], start[i]
+        out[i] = UNKNOWN
+        if size < 0:
+            continue
+        h = int(_hash(data, p, size))
+        at, found = h & mask, -1
+        while names.buckets[at] != 0:
+            one = names.buckets[at] - 1
+            if names.hash[one] == h and names.length[one] == size:
+                q, same = names.start[one], True
+                for x in range(size):
+                    if names.arena[q + x] != data[p + x]:
+                        same = False
+                        break
+                if same:
+                    found = one
+                    break
+            at = (at + 1) & mask
+        if found < 0:
+            if names.counters[FREE] > 0:
+                names.counters[FREE] -= 1
+                found = names.free[names.counters[FREE]]
+            else:
+                found = names.counters[USED]
+                names.counters[USED] += 1
+            q = names.counters[BYTES]
+            names.counters[BYTES] += size
+            for x in range(size):
+                names.arena[q + x] = data[p + x]
+            names.hash[found], names.start[found], names.length[found] = h, q, size
+            names.buckets[at] = found + 1
+        out[i] = found
+
+
+@kernel(numba.void(NAMES))
+def rehash(names: Any) -> None:
+    """Fills empty buckets with the numbers in use."""
+    mask = len(names.buckets) - 1
+    for one in range(names.counters[USED]):
+        if names.length[one] >= 0:
+            at = names.hash[one] & mask
+            while names.buckets[at] != 0:
+                at = (at + 1) & mask
+            names.buckets[at] = one + 1
