@@ -6,6 +6,7 @@ What they mean is said by `codecs.MsgspecCodec`, record by record; this is the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from headrace.streams import jsonkernels as kernels
@@ -22,6 +23,8 @@ FAR = 2**62
 _KINDS = {
     "int": kernels.INT, "float": kernels.FLOAT, "bool": kernels.BOOL, "str": kernels.TEXT, "time": kernels.TIME,
 }  # fmt: skip
+
+T = TypeVar("T", bound=np.generic)
 
 _PLAIN = (
     inspect.IntType(), inspect.FloatType(), inspect.BoolType(), inspect.StrType(), inspect.DateTimeType(),
@@ -69,6 +72,7 @@ class JsonColumns:
         assert len(found) == len(info.fields)
         self._fields = found
         names = [f.encode_name.encode() + b'"' for f in info.fields]
+        words = [-(-len(n) // 8) for n in names]
         kinds = [_KINDS[f.kind] for f in found]
         widths = [2 if f.kind == "str" else 1 for f in found]
         absent = [f.optional and not i.required and i.default is None for f, i in zip(found, info.fields, strict=True)]
@@ -85,8 +89,12 @@ class JsonColumns:
             kernels.IGNORES: not info.forbid_unknown_fields,
         }
         self._schema = kernels.Schema(
-            names=np.frombuffer(b"".join(names), np.uint8),
-            name=_int64(np.cumsum([0, *map(len, names)])),
+            names=np.frombuffer(
+                bytearray(b"".join(n.ljust(8 * w, b"\0") for n, w in zip(names, words, strict=True))), "<u8"
+            ),
+            name=_int64(np.cumsum(words) - words),
+            size=_int64([len(n) for n in names]),
+            spare=np.array([64 * w - 8 * len(n) for n, w in zip(names, words, strict=True)], np.uint64),
             kind=_int64(kinds),
             floated=_int64([f.kind == "float" or (f.optional and f.kind != "str") for f in found]),
             optional=_int64([f.optional for f in found]),
@@ -126,7 +134,7 @@ class JsonColumns:
         kernels.decode(
             _strings(values),
             _strings(keys),
-            np.ascontiguousarray(published),
+            _given(published),
             self._schema,
             kernels.Cells(ok, time, cells, floats),
         )
@@ -154,7 +162,14 @@ def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64])
 
 
 def _strings(spans: Spans) -> kernels.Strings:
-    return kernels.Strings(*(np.ascontiguousarray(a) for a in (spans.data, spans.start, spans.length)))
+    return kernels.Strings(_given(spans.data), _given(spans.start), _given(spans.length))
+
+
+def _given(array: NDArray[T]) -> NDArray[T]:
+    """The array as the kernel takes it: it is one type for arrays that may be written and another for others."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _int64(values: object) -> NDArray[np.int64]:

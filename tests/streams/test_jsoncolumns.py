@@ -190,6 +190,26 @@ def test_of_valid_events_all_are_taken_but_those_with_escapes(
     assert agree(event, left_out) == [b"\\" not in value for value in left_out]
 
 
+class Sale(Event, topic="sales", key="user", time="ts"):
+    user: str
+    ts: int
+    amount: float
+    item: str | None = None
+    at: datetime | None = None
+
+
+@pytest.mark.parametrize("write", SPACES)
+def test_of_ordinary_events_none_is_left_to_msgspec(write: Callable[[Any], bytes]) -> None:
+    draw, values = random.Random(5), []
+    for n in range(2000):
+        sale: dict[str, Any] = {"user": f"user-{draw.randrange(10_000)}", "ts": NOW // 1000 - draw.randrange(10**9)}
+        sale |= {"amount": draw.choice([draw.uniform(0, 1000), draw.randrange(10**6) / 100, n, draw.expovariate(1e-9)])}
+        sale |= {"item": draw.choice([None, f"item {n}", "a longer text " * draw.randrange(20)])}
+        when = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(microseconds=draw.randrange(10**14))
+        values.append(write(sale | {"at": when.isoformat(timespec=draw.choice(["seconds", "milliseconds", "auto"]))}))
+    assert all(agree(Sale, values, [orjson.loads(value)["user"].encode() for value in values]))
+
+
 def test_fields_that_may_be_absent_are_missing_and_others_are_left_to_msgspec() -> None:
     assert agree(Line, [b'{"who":"a","n":1,"x":2,"b":true,"at":"2023-11-14T12:00:00Z"}']) == [True]
     assert agree(Line, [b'{"who":"a","n":1,"x":2,"at":"2023-11-14T12:00:00Z"}']) == [False]
@@ -421,8 +441,19 @@ def documents() -> list[bytes]:
     return odd + [good[:end] for end in range(len(good))] + [good[begin:] for begin in range(1, len(good))]
 
 
+def closed(event: type[Event]) -> list[bytes]:
+    """Beginnings of good events, and good events with odd values at their end, that end as events do."""
+    good = put(event)
+    values = [put(event, **{name: b"0"})[:-2] + raw for name in [*orjson.loads(good), "more"] for raw in RAW]
+    last = [good[: good.rindex(b'"%s":' % name.encode())] + b'"%s":' % name.encode() for name in orjson.loads(good)]
+    values += [begin + raw for begin in last for raw in RAW]
+    return [value + b"}" for value in [*values, *(good[:end] for end in range(len(good)))]]
+
+
 def test_no_odd_document_is_taken_but_as_msgspec_takes_it() -> None:
     assert not any(agree(Line, documents()))
+    assert any(agree(Line, closed(Line)))
+    assert any(agree(Tick, closed(Tick)))
     white = [b" \t\r\n" + GOOD[Line] + b"\n\r\t ", b"\n" * 99 + GOOD[Line], GOOD[Line] + b" " * 99]
     assert all(agree(Line, white))
 
@@ -477,7 +508,7 @@ def test_of_mutants_every_row_taken_is_what_msgspec_finds(event: type[Event], se
 
 
 def test_what_lies_behind_a_value_changes_nothing() -> None:
-    values = [*documents(), *(put(Line, x=raw) for raw in RAW), *mutants(Line, 9, 500)]
+    values = [*documents(), *closed(Line), *mutants(Line, 9, 500)]
     alone = JsonColumns(Line).decode(spans(values), spans([None] * len(values)), np.full(len(values), NOW))
     for behind in (b"}", b'"}', b"0", b'0,"n":1}', b"\xa9", b' ,"b":true}', b'Z"}', b"e}"):
         data = np.frombuffer(behind + b"".join(value + behind for value in values), np.uint8)
@@ -496,16 +527,16 @@ def told(plain: Plain) -> str:
     return repr([columns, [list(text.take(plain.ok)) for text in plain.texts.values()]])
 
 
-def test_a_span_that_leaves_its_buffer_is_not_read() -> None:
-    data = np.frombuffer(GOOD[Line], np.uint8)
-    size, far = len(data), 2**62
-    start = np.array([0, 1, -1, 0, size, far, 0, far, -far], np.int64)
-    length = np.array([size, size, size, size + 1, 5, far, far, -far, 2], np.int64)
-    plain = JsonColumns(Line).decode(Spans(data, start, length), spans([None] * 9), np.full(9, NOW))
-    assert plain.ok.tolist() == [True] + [False] * 8
-    keys = Spans(np.frombuffer(b"anna", np.uint8), np.array([0, 1, -1, far], np.int64), np.full(4, 4, np.int64))
-    plain = JsonColumns(Line).decode(spans([GOOD[Line]] * 4), keys, np.full(4, NOW))
-    assert plain.ok.tolist() == [True, False, False, False]
+@pytest.mark.parametrize("writable", [True, False])
+def test_buffers_that_may_be_written_and_that_may_not_are_read_alike(writable: bool) -> None:
+    def copied(values: Spans) -> Spans:
+        return Spans(values.data.copy(), values.start.copy(), values.length.copy())
+
+    value, key, told = copied(spans([GOOD[Line]])), copied(spans([b"anna"])), np.full(1, NOW)
+    for array in (value.data, value.start, value.length, key.data, key.start, key.length, told):
+        array.flags.writeable = writable
+    assert JsonColumns(Line).decode(value, key, told).ok.tolist() == [True]
+    assert value.data.flags.writeable == writable
 
 
 def test_parts_of_a_batch_and_one_batch_after_the_other_are_read_alike() -> None:
@@ -583,13 +614,29 @@ def test_an_event_of_very_many_fields_is_taken() -> None:
     assert agree(many, [orjson.dumps(value), orjson.dumps(dict(reversed(value.items())))]) == [True, True]
 
 
+def outside() -> tuple[Spans, Spans]:
+    """Values and keys, each but the first of which leaves its buffer."""
+    data, key = np.frombuffer(GOOD[Line], np.uint8), np.frombuffer(b"anna", np.uint8)
+    size, far = len(data), 2**62
+    start = np.array([0, 1, -1, 0, size, far, 0, far, -far, -far, 0, 0, 0], np.int64)
+    length = np.array([size, size, size, size + 1, 5, far, far, -far, 2, far + size, size, size, size], np.int64)
+    begin = np.array([0] * 10 + [1, -1, far], np.int64)
+    return Spans(data, start, length), Spans(key, begin, np.full(13, 4, np.int64))
+
+
+def test_a_span_that_leaves_its_buffer_is_not_read() -> None:
+    plain = JsonColumns(Line).decode(*outside(), np.full(13, NOW))
+    assert plain.ok.tolist() == [True] + [False] * 12
+
+
 def digest() -> str:
     """What is made of odd values, each in a buffer of its own: without the compiler a read beyond it raises."""
-    made = []
+    plain = JsonColumns(Line).decode(*outside(), np.full(13, NOW))
+    made = [str(plain.ok.tolist())]
     for event in GOOD:
         reader, one = JsonColumns(event), spans([None])
         name = "x" if event is Line else "lastPrice"
-        values = [*mutants(event, 3, 150), *documents()[::3], *(put(event, **{name: raw}) for raw in RAW)]
+        values = [*mutants(event, 3, 300), *documents()[::3], *closed(event)]
         values += [put(event, **{name: f"{math.pi}e{n}"}) for n in range(-330, 320, 13)]
         for value in values:
             plain = reader.decode(spans([value]), one, np.full(1, NOW))
