@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from headrace.streams import aggregations as agg
 from headrace.streams import index, kernels
 from headrace.streams.expressions import clip, col, exp, log, log1p, sqrt
 from headrace.streams.features import declaration
+from headrace.streams.jsoncolumns import JsonColumns
 from headrace.streams.plans import Plan
+from headrace.streams.spans import Spans
 from headrace.streams.windows import session
 from numba.core import event
 
@@ -57,6 +60,9 @@ def digest() -> str:
         patch.setattr(index, "SWEEP_FROM", 0)
         made = [repr(stage.drain((7, 30)))]
         made += [repr(run(features, told, [7, 30])) for features in (EVERYTHING, FUNCTIONS, KEYLESS)]
+    values = Spans.of([json.dumps(row | {"at": moment(row["at"] / 1e6)}).encode() for _, _, row in told])
+    plain = JsonColumns(Sale).decode(values, Spans.of([None] * len(told)), np.full(len(told), 10**16))
+    made.append(repr([plain.ok.tolist(), plain.time.tolist(), {n: c.tolist() for n, c in plain.columns.items()}]))
     return hashlib.sha256("".join(made).encode()).hexdigest()
 
 

@@ -1,0 +1,176 @@
+"""Plain rows of flat JSON events into columns, by compiled loops over their bytes.
+
+What they mean is said by `codecs.MsgspecCodec`, record by record; this is the fast way beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from headrace.streams import jsonkernels as kernels
+from headrace.streams.batch import Column
+from headrace.streams.codecs import MAX_EVENT_BYTES, MAX_INTEGER
+from headrace.streams.event import Event, Field, fields
+from headrace.streams.spans import Spans
+from msgspec import inspect
+from numpy.typing import NDArray
+
+FAR = 2**62
+"""Microseconds beyond every event time: a longer allowance is no other, and would overflow."""
+
+_KINDS = {
+    "int": kernels.INT, "float": kernels.FLOAT, "bool": kernels.BOOL, "str": kernels.TEXT, "time": kernels.TIME,
+}  # fmt: skip
+
+T = TypeVar("T", bound=np.generic)
+
+_PLAIN = (
+    inspect.IntType(), inspect.FloatType(), inspect.BoolType(), inspect.StrType(), inspect.DateTimeType(),
+    inspect.NoneType(),
+)  # fmt: skip
+"""Types without a constraint (`msgspec.Meta`)."""
+
+
+@dataclass(slots=True)
+class Plain:
+    """What became of the rows of a batch.
+
+    ok:      bool[n], rows that were taken; of the others nothing below is meaningful
+    time:    int64[n], event times, microseconds
+    columns: of each field that is no text, by its name, a column of length n: int64, of int, and of times in
+             microseconds; bool; float64, of float and of all that may be missing, NaN where it is
+    texts:   the others, spans of the values' own buffer: UTF-8 without quotes, of length -1 where it is missing
+    """
+
+    ok: NDArray[np.bool_]
+    time: NDArray[np.int64]
+    columns: dict[str, Column]
+    texts: dict[str, Spans]
+
+
+class JsonColumns:
+    """Decodes plain rows of a flat JSON event class; what it does not take is left to msgspec.
+
+    A row that is taken has the values that `codecs.MsgspecCodec` finds in it, to the bit, and passes all its checks.
+    Left are rows that it would refuse, and these, which it may take:
+
+    - text, or a name that is not declared, with an escape or invalid UTF-8; a declared name written with an escape
+    - a name twice; a value of several within a field that is not declared; an absent field whose default is not None
+    - -0 without a fraction; what lies below the smallest number; numbers of more than 19 digits that lie within a
+      hair of the middle between two float64
+    - times that are not `YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`, or that round up to the next second
+
+    event:   a class that `takes` takes
+    keyless: whether a record of the topic needs no key
+    """
+
+    def __init__(self, event: type[Event], keyless: bool = True) -> None:
+        found, info = fields(event), inspect.type_info(event)
+        assert isinstance(info, inspect.StructType)
+        assert len(found) == len(info.fields)
+        self._fields = found
+        names = [f.encode_name.encode() + b'"' for f in info.fields]
+        words = [-(-len(n) // 8) for n in names]
+        kinds = [_KINDS[f.kind] for f in found]
+        widths = [2 if f.kind == "str" else 1 for f in found]
+        absent = [f.optional and not i.required and i.default is None for f, i in zip(found, info.fields, strict=True)]
+        at = [f.name for f in found]
+        contract = event.contract
+        self._cell = np.cumsum([0, *widths]).tolist()
+        limits = {
+            kernels.MAX_BYTES: MAX_EVENT_BYTES,
+            kernels.MAX_INTEGER: MAX_INTEGER,
+            kernels.AHEAD: min(contract.ahead, FAR),
+            kernels.KEY: at.index(contract.key),
+            kernels.TIME_FIELD: at.index(contract.time),
+            kernels.KEYLESS: keyless,
+            kernels.IGNORES: not info.forbid_unknown_fields,
+        }
+        self._schema = kernels.Schema(
+            names=np.frombuffer(
+                bytearray(b"".join(n.ljust(8 * w, b"\0") for n, w in zip(names, words, strict=True))), "<u8"
+            ),
+            name=_int64(np.cumsum(words) - words),
+            size=_int64([len(n) for n in names]),
+            spare=np.array([64 * w - 8 * len(n) for n, w in zip(names, words, strict=True)], np.uint64),
+            kind=_int64(kinds),
+            floated=_int64([f.kind == "float" or (f.optional and f.kind != "str") for f in found]),
+            optional=_int64([f.optional for f in found]),
+            absent=_int64(absent),
+            cell=_int64(self._cell[:-1]),
+            seen=_int64([-1] * len(found)),
+            limits=_int64([limits[at] for at in range(len(limits))]),
+        )
+
+    @staticmethod
+    def takes(event: type[Event]) -> bool:
+        """Whether every event of the class is a flat JSON object of scalars: int, float, bool, str, datetime.
+
+        Left to msgspec whole: events with constraints (`msgspec.Meta`), tags, `array_like` or `__post_init__`.
+
+        Raises DeclarationError where the key or the time is of an unfit type.
+        """
+        if event.contract.codec != "json" or not all(f.kind in _KINDS for f in fields(event)):
+            return False
+        info = inspect.type_info(event)
+        return (
+            isinstance(info, inspect.StructType)
+            and not info.array_like
+            and info.tag is None
+            and not hasattr(event, "__post_init__")
+            and all(_plain(field.type) for field in info.fields)
+        )
+
+    def decode(self, values: Spans, keys: Spans, published: NDArray[np.int64]) -> Plain:
+        """The columns. published: int64[n], microseconds, when each was published."""
+        n = len(values)
+        assert len(keys) == len(published) == n
+        ok, time = np.empty(n, np.bool_), np.empty(n, np.int64)
+        cells = np.empty((self._cell[-1], n), np.int64)
+        floats = cells.view(np.float64)
+        self._schema.seen.fill(-1)
+        kernels.decode(
+            _strings(values),
+            _strings(keys),
+            _given(published),
+            self._schema,
+            kernels.Cells(ok, time, cells, floats),
+        )
+        columns: dict[str, Column] = {}
+        texts: dict[str, Spans] = {}
+        for field, cell in zip(self._fields, self._cell, strict=False):
+            if field.kind == "str":
+                texts[field.name] = Spans(values.data, cells[cell], cells[cell + 1])
+            else:
+                columns[field.name] = _column(field, cells[cell], floats[cell])
+        return Plain(ok, time, columns, texts)
+
+
+def _plain(type: inspect.Type) -> bool:
+    """Whether a type is a scalar without constraints, or None beside one."""
+    while isinstance(type, inspect.Metadata):
+        type = type.type
+    return all(t in _PLAIN for t in (type.types if isinstance(type, inspect.UnionType) else (type,)))
+
+
+def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64]) -> Column:
+    if field.kind == "float" or field.optional:
+        return floats
+    return whole != 0 if field.kind == "bool" else whole
+
+
+def _strings(spans: Spans) -> kernels.Strings:
+    return kernels.Strings(_given(spans.data), _given(spans.start), _given(spans.length))
+
+
+def _given(array: NDArray[T]) -> NDArray[T]:
+    """The array as the kernel takes it: it is one type for arrays that may be written and another for others."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _int64(values: object) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
