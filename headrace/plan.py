@@ -18,11 +18,12 @@ from headrace.models.rehearsal import rehearse
 from headrace.models.versions import REGISTRY
 from headrace.serving.scorer import Scorer
 from headrace.streams.batch import Operator
-from headrace.streams.codecs import MAX_EVENT_BYTES, codec
+from headrace.streams.codecs import MAX_EVENT_BYTES
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.features import Features, Reference, columns, declaration, operator, references, sources
 from headrace.streams.inputs import WAKE, Input, Source
+from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
 from headrace.streams.runner import TOMBSTONES_KEPT, Follow

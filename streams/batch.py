@@ -38,6 +38,11 @@ class Fields(dict[str, Column]):
         return column
 
 
+def texts_of(fields: Mapping[str, Column]) -> Mapping[str, Spans]:
+    """The columns of texts that came as spans."""
+    return fields.texts if isinstance(fields, Fields) else {}
+
+
 @dataclass(slots=True)
 class Rows:
     """The rows of one stream within a batch.
@@ -61,7 +66,7 @@ class Rows:
 
     def texts(self, name: str) -> Spans | None:
         """A column of texts as spans, where it came so."""
-        return self.fields.texts.get(name) if isinstance(self.fields, Fields) else None
+        return texts_of(self.fields).get(name)
 
     def event_id(self, row: int) -> str:
         return f"{self.topic}-{self.partition}-{self.offset[row]}"

@@ -6,7 +6,6 @@ others. A codec joins by implementing `Codec`; this module has JSON and MessageP
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +15,8 @@ import msgspec
 import numpy as np
 from headrace.streams.batch import Column
 from headrace.streams.durations import micros, when
-from headrace.streams.errors import DeclarationError, InvalidEvent
+from headrace.streams.errors import InvalidEvent
 from headrace.streams.event import NEWEST, OLDEST, Event, Field, fields
-from headrace.streams.spans import Spans
 from numpy.typing import NDArray
 
 MAX_EVENT_BYTES = 1_000_000
@@ -40,8 +38,7 @@ class Decoded:
     """What became of a list of values.
 
     rows:    int64[k], positions of the accepted values, ascending
-    fields:  their columns, each of length k
-    texts:   those of texts that came as spans
+    fields:  their columns, each of length k; those of texts may have come as spans
     time:    int64[k], event times, microseconds
     refused: (position, reason) of the others, ascending
     """
@@ -50,7 +47,6 @@ class Decoded:
     fields: dict[str, Column]
     time: NDArray[np.int64]
     refused: list[tuple[int, InvalidEvent]]
-    texts: dict[str, Spans] = dataclasses.field(default_factory=dict)
 
 
 class Decoder(Protocol):
@@ -171,18 +167,10 @@ SHAPE = "an event is one JSON object, in a file one a line (NDJSON)"
 NO_OBJECT = "Expected `object`, got"
 """How msgspec begins where a value is an array or a number, and not an event at all."""
 
+CODECS = tuple(_FORMATS)
+"""What an event class may declare as its codec."""
+
 _CHECKED = frozenset({"int", "float", "time", "object"})
-
-
-def codec(event: type[Event], keyless: bool = True) -> Codec:
-    """The codec that an event class declares. keyless: as `MsgspecCodec`.
-
-    Raises DeclarationError for an unknown one.
-    """
-    if event.contract.codec not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise DeclarationError(f"event {event.__name__}: codec={event.contract.codec!r} is not one of {known}")
-    return MsgspecCodec(event, keyless)
 
 
 def key_of(event: Event) -> bytes:

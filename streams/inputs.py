@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from headrace.streams.batch import NEVER, Batch, Fields, Record, Rows
+from headrace.streams.batch import NEVER, Batch, Fields, Record, Rows, texts_of
 from headrace.streams.codecs import Decoded, Decoder
 from headrace.streams.durations import DAY
 from headrace.streams.errors import InvalidEvent
@@ -276,8 +276,14 @@ def _size(values: Sequence[bytes | None]) -> int:
 def _rows(
     partition: Partition, parts: list[tuple[NDArray[np.int64], _Chunk, NDArray[np.int64], NDArray[np.int64]]]
 ) -> Rows:
-    columns = {f: np.concatenate([p[1].decoded.fields[f][p[2]] for p in parts]) for f in parts[0][1].decoded.fields}
-    texts = {t: Spans.joined([p[1].decoded.texts[t].take(p[2]) for p in parts]) for t in parts[0][1].decoded.texts}
+    decoded = [(chunk.decoded.fields, rows) for _, chunk, rows, _ in parts]
+    texts = {
+        name: Spans.joined([fields.texts[name].take(rows) for fields, rows in decoded if isinstance(fields, Fields)])
+        for name in texts_of(decoded[0][0])
+        if all(name in texts_of(fields) for fields, _ in decoded)
+    }
+    names = [name for name in (*decoded[0][0], *texts_of(decoded[0][0])) if name not in texts]
+    columns = {name: np.concatenate([fields[name][rows] for fields, rows in decoded]) for name in names}
     return Rows(
         at=np.concatenate([p[0] for p in parts]),
         fields=Fields(columns, texts),

@@ -17,10 +17,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.partitioner import murmur2
 from headrace.streams.address import Address, client_options
-from headrace.streams.codecs import MAX_EVENT_BYTES, NO_JSON, SHAPE, Codec, codec, doubt, key_of
+from headrace.streams.codecs import MAX_EVENT_BYTES, NO_JSON, SHAPE, Codec, doubt, key_of
 from headrace.streams.diagnosis import diagnose, unreachable
 from headrace.streams.errors import InvalidEvent, LogUnavailable, StreamsError
 from headrace.streams.event import Event
+from headrace.streams.jsoncodec import codec
 from headrace.streams.topics import unknown_topic
 
 BATCH_BYTES = 256 * 1024

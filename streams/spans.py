@@ -62,8 +62,9 @@ class Spans(Sequence[bytes | None]):
     def __iter__(self) -> Iterator[bytes | None]:
         if not len(self):
             return
-        first = int(self.start.min())
-        whole = self.data[first : int((self.start + self.length).max())].tobytes()
+        there = self.length > 0
+        first = int(self.start[there].min(initial=len(self.data)))
+        whole = self.data[first : int((self.start + self.length)[there].max(initial=first))].tobytes()
         for start, length in zip((self.start - first).tolist(), self.length.tolist(), strict=True):
             yield None if length < 0 else whole[start : start + length]
 

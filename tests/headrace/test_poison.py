@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headrace.streams.batch import Batch, Change, Outputs
-from headrace.streams.codecs import codec
 from headrace.streams.errors import OperatorError
 from headrace.streams.inputs import Input, Source
+from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import MemoryStore
 from headrace.streams.task import Task

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from headrace.streams.batch import Batch, Change, Operator, Outputs, Record, one_by_one, record_by_record
-from headrace.streams.codecs import codec
 from headrace.streams.event import Event
 from headrace.streams.inputs import Input, Source
+from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.store import MemoryStore
 from headrace.streams.task import Task

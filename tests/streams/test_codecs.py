@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 from headrace.streams.batch import Column
-from headrace.streams.codecs import MAX_NESTING, Codec, Decoded, codec, key_of
+from headrace.streams.codecs import MAX_NESTING, Codec, Decoded, key_of
 from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event, fields
+from headrace.streams.jsoncodec import codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

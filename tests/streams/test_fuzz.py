@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import pytest
-from headrace.streams.codecs import Codec, codec
+from headrace.streams.codecs import Codec
 from headrace.streams.event import Event
 from headrace.streams.inputs import Input, Merge, Source
+from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Fetched, Partition
 from hypothesis import given, settings
 from hypothesis import strategies as st

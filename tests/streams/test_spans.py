@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from headrace.streams.spans import Spans
+from headrace.streams.spans import Spans, woven
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,3 +28,11 @@ def test_a_part_of_a_column_shares_its_buffer(strings: list[bytes | None], data:
     assert part.data is spans.data
     rows = data.draw(st.lists(st.integers(0, len(strings) - 1), max_size=5)) if strings else []
     assert list(spans.take(np.array(rows, np.int64))) == [strings[i] for i in rows]
+
+
+def test_where_a_missing_string_would_lie_does_not_matter() -> None:
+    spans = Spans(np.frombuffer(b"abc", np.uint8), np.array([-7, 1, 99]), np.array([-1, 2, -1]))
+    assert list(spans) == [None, b"bc", None]
+    assert list(spans.packed()) == [None, b"bc", None]
+    assert list(Spans.joined([spans, spans])) == [None, b"bc", None] * 2
+    assert [b"<%b>" % (one or b"") for one in spans] == list(woven([b"<", b">"], [spans]))

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import msgspec
 from headrace.streams.batch import Batch, Change, Outputs, Record
-from headrace.streams.codecs import codec
 from headrace.streams.event import Event
 from headrace.streams.inputs import Input, Source
+from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
 from headrace.streams.store import Store
 from headrace.streams.task import Task
