@@ -86,9 +86,10 @@ STRINGS = _named([_bytes, _given, _given], Strings)
 SCHEMA = _named([numba.uint64[::1], _numbers, _numbers, numba.uint64[::1], *[_numbers] * 7], Schema)
 CELLS = _named([numba.boolean[::1], _numbers, numba.int64[:, ::1], numba.float64[:, ::1]], Cells)
 
-TAB, NEWLINE, RETURN, SPACE, QUOTE, PLUS, COMMA, MINUS, DOT, COLON, UPPER_E, UPPER_T, UPPER_Z = b'\t\n\r "+,-.:ETZ'
-SLASH, LOWER_E, LOWER_F, LOWER_L, LOWER_N, LOWER_S, LOWER_A, LOWER_R, LOWER_T, LOWER_U, OPEN, CLOSE = b"\\eflnsartu{}"
-WHITE = (SPACE, NEWLINE, RETURN, TAB)
+WHITE = SPACE, NEWLINE, RETURN, TAB = tuple(b" \n\r\t")
+QUOTE, COMMA, COLON, OPEN, CLOSE, SLASH = b'",:{}\\'
+PLUS, MINUS, DOT, UPPER_T, UPPER_Z = b"+-.TZ"
+A, E, F, L, N, R, S, T, U = b"aeflnrstu"
 ZERO = 48
 _TOPS, _RESTS, _BELOW_SPACE, _QUOTES, _SLASHES = (
     np.uint64(0x0101010101010101 * n) for n in (0x80, 0x7F, 0x80 - SPACE, QUOTE, SLASH)
@@ -247,7 +248,7 @@ def _digits(data: Any, p: Any) -> Any:
             d = np.uint64(_at(data, p) - ZERO)
         if p == first:
             return -1, digits, power, whole, more
-    if _at(data, p) | 32 == LOWER_E:
+    if _at(data, p) | 32 == E:
         whole = False
         p += 1
         sign = _at(data, p)
@@ -287,11 +288,14 @@ def _float(negative: Any, digits: Any, power: Any, more: Any, cell: Any, i: Any,
 
 
 @part
-def _character(data: Any, p: Any, last: Any) -> Any:
-    """Bytes of the character of UTF-8 at p that is not ASCII; 0 where it is none (Unicode 16, table 3-7)."""
+def _character(data: Any, p: Any) -> Any:
+    """Bytes of the character of UTF-8 at p that is not ASCII; 0 where it is none (Unicode 16, table 3-7).
+
+    The closing brace continues no character, so none is looked for beyond it.
+    """
     c = _at(data, p)
     size = 2 if c < 0xE0 else 3 if c < 0xF0 else 4
-    if c < 0xC2 or c > 0xF4 or p + size > last:
+    if c < 0xC2 or c > 0xF4:
         return 0
     low, high = 0x80, 0xBF
     if c == 0xE0:
@@ -334,7 +338,7 @@ def _text(data: Any, p: Any, last: Any) -> Any:
                 return p
             if c < SPACE or c == SLASH:
                 return -1
-            size = 1 if c < 128 else _character(data, p, last)
+            size = 1 if c < 128 else _character(data, p)
             if size == 0:
                 return -1
             p += size
@@ -447,11 +451,11 @@ def _literal(data: Any, p: Any, last: Any) -> Any:
     if p + 4 > last:
         return -1, 0
     a, b, c, d = _at(data, p), _at(data, p + 1), _at(data, p + 2), _at(data, p + 3)
-    if a == LOWER_T and b == LOWER_R and c == LOWER_U and d == LOWER_E:
+    if a == T and b == R and c == U and d == E:
         return p + 4, 1
-    if a == LOWER_N and b == LOWER_U and c == LOWER_L and d == LOWER_L:
+    if a == N and b == U and c == L and d == L:
         return p + 4, -1
-    if a == LOWER_F and b == LOWER_A and c == LOWER_L and d == LOWER_S and _at(data, p + 4) == LOWER_E:
+    if a == F and b == A and c == L and d == S and _at(data, p + 4) == E:
         return p + 5, 0
     return -1, 0
 
@@ -587,7 +591,7 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
         if f == limits[KEY]:
             quotes = 1 if schema.kind[f] == TEXT else 0
             key, key_length = p + quotes, end - p - 2 * quotes
-            if _at(data, p) == LOWER_N:
+            if _at(data, p) == N:
                 return False
         if f == limits[TIME_FIELD]:
             time = value if schema.kind[f] == TIME else value * 1000
