@@ -76,7 +76,7 @@ class JsonColumns:
         assert [f.name for f in found] == [f.name for f in info.fields]
         self._fields = found
         self._cell = [0, *accumulate(2 if f.kind == "str" else 1 for f in found)]
-        # With their quotes, so that a name that begins with another is no match; msgspec lets none have quotes or escapes.
+        # With their quotes, so that a name that begins with another is no match; msgspec lets none have quotes.
         names = [f.encode_name.encode() + b'"' for f in info.fields]
         padded = [name + bytes(-len(name) % 8) for name in names]
         at, contract = [f.name for f in found], event.contract

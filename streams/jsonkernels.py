@@ -542,7 +542,26 @@ def _same(data: Any, p: Any, length: Any, keys: Any, i: Any) -> Any:
     return k == length
 
 
+@part
+def _fill(i: Any, schema: Any, out: Any) -> Any:
+    """Writes that fields are missing that row i has not; whether all of them may be left out."""
+    for f in range(len(schema.kind)):
+        if schema.seen[f] != i:
+            if schema.absent[f] == 0:
+                return False
+            _miss(f, i, schema, out)
+    return True
+
+
 LONG_AGO = -(2**62)
+
+
+@part
+def _timely(time: Any, published: Any, ahead: Any) -> Any:
+    """Whether an event time is taken, all in microseconds. No difference overflows."""
+    if time < OLDEST or time > NEWEST:
+        return False
+    return published >= time or (published > LONG_AGO and time - published <= ahead)
 
 
 @part
@@ -552,18 +571,15 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
     if length < 2 or length > limits[MAX_BYTES] or p < 0 or p > len(data) - length:
         return False
     last = p + length - 1
-    c = _at(data, last)
-    while last > p and c in WHITE:
+    while last > p and _at(data, last) in WHITE:
         last -= 1
-        c = _at(data, last)
-    if c != CLOSE:
-        return False
-    p = _white(data, p)
-    if p >= last or _at(data, p) != OPEN:
+    p = _white(data, p) if _at(data, last) == CLOSE else last
+    if p == last or _at(data, p) != OPEN:
         return False
     hint, found, key, key_length, time, count = 0, 0, p, 0, np.int64(0), len(schema.kind)
-    while True:
-        p = _white(data, p + 1)  # after the brace or a comma
+    c = COMMA
+    while c == COMMA:
+        p = _white(data, p + 1)
         if _at(data, p) != QUOTE:
             return False
         p += 1
@@ -576,10 +592,8 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
             hint = f + 1 if f + 1 < count else 0
             p += schema.size[f]
         else:
-            if limits[IGNORES] == 0:
-                return False
             p = _text(data, p, last) + 1
-            if p == 0:
+            if p == 0 or limits[IGNORES] == 0:
                 return False
         p = _white(data, p)
         if _at(data, p) != COLON:
@@ -591,36 +605,21 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
         if f == limits[KEY]:
             quotes = 1 if schema.kind[f] == TEXT else 0
             key, key_length = p + quotes, end - p - 2 * quotes
-            if _at(data, p) == N:
+            if key_length == 0 or _at(data, p) == N:
                 return False
         if f == limits[TIME_FIELD]:
             time = value if schema.kind[f] == TIME else value * 1000
         p = _white(data, end)
         c = _at(data, p)
-        if c == CLOSE:
-            break
-        if c != COMMA:
+    if p != last or (found < count and not _fill(i, schema, out)) or key_length == 0:
+        return False
+    if keys.length[i] < 0:
+        if limits[KEYLESS] == 0:
             return False
-    if p != last:
-        return False
-    if found < count:
-        for f in range(count):
-            if schema.seen[f] != i:
-                if schema.absent[f] == 0:
-                    return False
-                _miss(f, i, schema, out)
-    if key_length == 0:
-        return False
-    if keys.length[i] >= 0:
-        if not _same(data, key, key_length, keys, i):
-            return False
-    elif limits[KEYLESS] == 0:
-        return False
-    if time < OLDEST or time > NEWEST:
+    elif not _same(data, key, key_length, keys, i):
         return False
     out.time[i] = time
-    # Differences from here on do not overflow.
-    return published[i] >= time or (published[i] > LONG_AGO and time - published[i] <= limits[AHEAD])
+    return _timely(time, published[i], limits[AHEAD])
 
 
 @kernel(numba.void(STRINGS, STRINGS, _given, SCHEMA, CELLS))
