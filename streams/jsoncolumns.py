@@ -5,7 +5,9 @@ What they mean is said by `codecs.MsgspecCodec`, record by record; this is the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -56,11 +58,13 @@ class JsonColumns:
     A row that is taken has the values that `codecs.MsgspecCodec` finds in it, to the bit, and passes all its checks.
     Left are rows that it would refuse, and these, which it may take:
 
-    - text, or a name that is not declared, with an escape or invalid UTF-8; a declared name written with an escape
-    - a name twice; a value of several within a field that is not declared; an absent field whose default is not None
-    - -0 without a fraction; what lies below the smallest number; numbers of more than 19 digits that lie within a
-      hair of the middle between two float64
-    - times that are not `YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`, or that round up to the next second
+    - text, or a name that is not declared, with an escape or with invalid UTF-8; a declared name with an escape
+    - a name twice; a list or an object in a field that is not declared; an absent field whose default is not None
+    - the integer -0; numbers below those of float64, which are 0; numbers of more than 19 digits about which the first
+      19 say too little
+    - times other than `YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`, and those that round up to the next second
+
+    One at a time may decode: it notes in its own memory which fields a row had.
 
     event:   a class that `takes` takes
     keyless: whether a record of the topic needs no key
@@ -69,16 +73,13 @@ class JsonColumns:
     def __init__(self, event: type[Event], keyless: bool = True) -> None:
         found, info = fields(event), inspect.type_info(event)
         assert isinstance(info, inspect.StructType)
-        assert len(found) == len(info.fields)
+        assert [f.name for f in found] == [f.name for f in info.fields]
         self._fields = found
+        self._cell = [0, *accumulate(2 if f.kind == "str" else 1 for f in found)]
+        # With their quotes, so that a name that begins with another is no match; msgspec lets none have quotes.
         names = [f.encode_name.encode() + b'"' for f in info.fields]
-        words = [-(-len(n) // 8) for n in names]
-        kinds = [_KINDS[f.kind] for f in found]
-        widths = [2 if f.kind == "str" else 1 for f in found]
-        absent = [f.optional and not i.required and i.default is None for f, i in zip(found, info.fields, strict=True)]
-        at = [f.name for f in found]
-        contract = event.contract
-        self._cell = np.cumsum([0, *widths]).tolist()
+        padded = [name + bytes(-len(name) % 8) for name in names]
+        at, contract = [f.name for f in found], event.contract
         limits = {
             kernels.MAX_BYTES: MAX_EVENT_BYTES,
             kernels.MAX_INTEGER: MAX_INTEGER,
@@ -89,20 +90,19 @@ class JsonColumns:
             kernels.IGNORES: not info.forbid_unknown_fields,
         }
         self._schema = kernels.Schema(
-            names=np.frombuffer(
-                bytearray(b"".join(n.ljust(8 * w, b"\0") for n, w in zip(names, words, strict=True))), "<u8"
-            ),
-            name=_int64(np.cumsum(words) - words),
-            size=_int64([len(n) for n in names]),
-            spare=np.array([64 * w - 8 * len(n) for n, w in zip(names, words, strict=True)], np.uint64),
-            kind=_int64(kinds),
-            floated=_int64([f.kind == "float" or (f.optional and f.kind != "str") for f in found]),
+            names=np.array(np.frombuffer(b"".join(padded), "<u8"), np.uint64),
+            name=_int64([0, *accumulate(len(name) // 8 for name in padded)][:-1]),
+            size=_int64([len(name) for name in names]),
+            spare=np.array([-len(name) % 8 * 8 for name in names], np.uint64),
+            kind=_int64([_KINDS[f.kind] for f in found]),
+            floated=_int64([f.kind == "float" or f.optional for f in found]),
             optional=_int64([f.optional for f in found]),
-            absent=_int64(absent),
+            absent=_int64([f.optional and not i.required and i.default is None
+                           for f, i in zip(found, info.fields, strict=True)]),
             cell=_int64(self._cell[:-1]),
             seen=_int64([-1] * len(found)),
-            limits=_int64([limits[at] for at in range(len(limits))]),
-        )
+            limits=_int64([limits[place] for place in range(len(limits))]),
+        )  # fmt: skip
 
     @staticmethod
     def takes(event: type[Event]) -> bool:
@@ -172,5 +172,5 @@ def _given(array: NDArray[T]) -> NDArray[T]:
     return view
 
 
-def _int64(values: object) -> NDArray[np.int64]:
+def _int64(values: Sequence[int]) -> NDArray[np.int64]:
     return np.array(values, np.int64)

@@ -86,9 +86,10 @@ STRINGS = _named([_bytes, _given, _given], Strings)
 SCHEMA = _named([numba.uint64[::1], _numbers, _numbers, numba.uint64[::1], *[_numbers] * 7], Schema)
 CELLS = _named([numba.boolean[::1], _numbers, numba.int64[:, ::1], numba.float64[:, ::1]], Cells)
 
-TAB, NEWLINE, RETURN, SPACE, QUOTE, PLUS, COMMA, MINUS, DOT, COLON, UPPER_E, UPPER_T, UPPER_Z = b'\t\n\r "+,-.:ETZ'
-SLASH, LOWER_E, LOWER_F, LOWER_L, LOWER_N, LOWER_S, LOWER_A, LOWER_R, LOWER_T, LOWER_U, OPEN, CLOSE = b"\\eflnsartu{}"
-WHITE = (SPACE, NEWLINE, RETURN, TAB)
+WHITE = SPACE, NEWLINE, RETURN, TAB = tuple(b" \n\r\t")
+QUOTE, COMMA, COLON, OPEN, CLOSE, SLASH = b'",:{}\\'
+PLUS, MINUS, DOT, UPPER_T, UPPER_Z = b"+-.TZ"
+A, E, F, L, N, R, S, T, U = b"aeflnrstu"
 ZERO = 48
 _TOPS, _RESTS, _BELOW_SPACE, _QUOTES, _SLASHES = (
     np.uint64(0x0101010101010101 * n) for n in (0x80, 0x7F, 0x80 - SPACE, QUOTE, SLASH)
@@ -247,7 +248,7 @@ def _digits(data: Any, p: Any) -> Any:
             d = np.uint64(_at(data, p) - ZERO)
         if p == first:
             return -1, digits, power, whole, more
-    if _at(data, p) | 32 == LOWER_E:
+    if _at(data, p) | 32 == E:
         whole = False
         p += 1
         sign = _at(data, p)
@@ -287,11 +288,14 @@ def _float(negative: Any, digits: Any, power: Any, more: Any, cell: Any, i: Any,
 
 
 @part
-def _character(data: Any, p: Any, last: Any) -> Any:
-    """Bytes of the character of UTF-8 at p that is not ASCII; 0 where it is none (Unicode 16, table 3-7)."""
+def _character(data: Any, p: Any) -> Any:
+    """Bytes of the character of UTF-8 at p that is not ASCII; 0 where it is none (Unicode 16, table 3-7).
+
+    The closing brace continues no character, so none is looked for beyond it.
+    """
     c = _at(data, p)
     size = 2 if c < 0xE0 else 3 if c < 0xF0 else 4
-    if c < 0xC2 or c > 0xF4 or p + size > last:
+    if c < 0xC2 or c > 0xF4:
         return 0
     low, high = 0x80, 0xBF
     if c == 0xE0:
@@ -334,7 +338,7 @@ def _text(data: Any, p: Any, last: Any) -> Any:
                 return p
             if c < SPACE or c == SLASH:
                 return -1
-            size = 1 if c < 128 else _character(data, p, last)
+            size = 1 if c < 128 else _character(data, p)
             if size == 0:
                 return -1
             p += size
@@ -447,11 +451,11 @@ def _literal(data: Any, p: Any, last: Any) -> Any:
     if p + 4 > last:
         return -1, 0
     a, b, c, d = _at(data, p), _at(data, p + 1), _at(data, p + 2), _at(data, p + 3)
-    if a == LOWER_T and b == LOWER_R and c == LOWER_U and d == LOWER_E:
+    if a == T and b == R and c == U and d == E:
         return p + 4, 1
-    if a == LOWER_N and b == LOWER_U and c == LOWER_L and d == LOWER_L:
+    if a == N and b == U and c == L and d == L:
         return p + 4, -1
-    if a == LOWER_F and b == LOWER_A and c == LOWER_L and d == LOWER_S and _at(data, p + 4) == LOWER_E:
+    if a == F and b == A and c == L and d == S and _at(data, p + 4) == E:
         return p + 5, 0
     return -1, 0
 
@@ -538,7 +542,26 @@ def _same(data: Any, p: Any, length: Any, keys: Any, i: Any) -> Any:
     return k == length
 
 
+@part
+def _fill(i: Any, schema: Any, out: Any) -> Any:
+    """Writes that fields are missing that row i has not; whether all of them may be left out."""
+    for f in range(len(schema.kind)):
+        if schema.seen[f] != i:
+            if schema.absent[f] == 0:
+                return False
+            _miss(f, i, schema, out)
+    return True
+
+
 LONG_AGO = -(2**62)
+
+
+@part
+def _timely(time: Any, published: Any, ahead: Any) -> Any:
+    """Whether an event time is taken, all in microseconds. No difference overflows."""
+    if time < OLDEST or time > NEWEST:
+        return False
+    return published >= time or (published > LONG_AGO and time - published <= ahead)
 
 
 @part
@@ -548,18 +571,15 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
     if length < 2 or length > limits[MAX_BYTES] or p < 0 or p > len(data) - length:
         return False
     last = p + length - 1
-    c = _at(data, last)
-    while last > p and c in WHITE:
+    while last > p and _at(data, last) in WHITE:
         last -= 1
-        c = _at(data, last)
-    if c != CLOSE:
-        return False
-    p = _white(data, p)
-    if p >= last or _at(data, p) != OPEN:
+    p = _white(data, p) if _at(data, last) == CLOSE else last
+    if p == last or _at(data, p) != OPEN:
         return False
     hint, found, key, key_length, time, count = 0, 0, p, 0, np.int64(0), len(schema.kind)
-    while True:
-        p = _white(data, p + 1)  # after the brace or a comma
+    c = COMMA
+    while c == COMMA:
+        p = _white(data, p + 1)
         if _at(data, p) != QUOTE:
             return False
         p += 1
@@ -572,10 +592,8 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
             hint = f + 1 if f + 1 < count else 0
             p += schema.size[f]
         else:
-            if limits[IGNORES] == 0:
-                return False
             p = _text(data, p, last) + 1
-            if p == 0:
+            if p == 0 or limits[IGNORES] == 0:
                 return False
         p = _white(data, p)
         if _at(data, p) != COLON:
@@ -587,36 +605,21 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
         if f == limits[KEY]:
             quotes = 1 if schema.kind[f] == TEXT else 0
             key, key_length = p + quotes, end - p - 2 * quotes
-            if _at(data, p) == LOWER_N:
+            if key_length == 0 or _at(data, p) == N:
                 return False
         if f == limits[TIME_FIELD]:
             time = value if schema.kind[f] == TIME else value * 1000
         p = _white(data, end)
         c = _at(data, p)
-        if c == CLOSE:
-            break
-        if c != COMMA:
+    if p != last or (found < count and not _fill(i, schema, out)) or key_length == 0:
+        return False
+    if keys.length[i] < 0:
+        if limits[KEYLESS] == 0:
             return False
-    if p != last:
-        return False
-    if found < count:
-        for f in range(count):
-            if schema.seen[f] != i:
-                if schema.absent[f] == 0:
-                    return False
-                _miss(f, i, schema, out)
-    if key_length == 0:
-        return False
-    if keys.length[i] >= 0:
-        if not _same(data, key, key_length, keys, i):
-            return False
-    elif limits[KEYLESS] == 0:
-        return False
-    if time < OLDEST or time > NEWEST:
+    elif not _same(data, key, key_length, keys, i):
         return False
     out.time[i] = time
-    # Differences from here on do not overflow.
-    return published[i] >= time or (published[i] > LONG_AGO and time - published[i] <= limits[AHEAD])
+    return _timely(time, published[i], limits[AHEAD])
 
 
 @kernel(numba.void(STRINGS, STRINGS, _given, SCHEMA, CELLS))
