@@ -16,11 +16,16 @@ from headrace.streams.task import BARRIER, Task, Work
 
 logger = logging.getLogger("headrace.streams")
 
-MAX_BATCH_ROWS = 2_000
-"""Rows of one transaction: enough to hide a commit's cost, few enough that a prediction waits milliseconds."""
+BATCH_ROWS, MAX_BATCH_ROWS = 2_000, 16_000
+"""Rows of one transaction: at first, enough to hide a commit's cost, and at most. An entity's row of state is written
+once for each of them, so that large ones cost less an event."""
+
+AT_ONCE = 0.02
+"""Seconds that the operators should have a batch for: meanwhile the process does nothing else. Where they have a whole
+one for less than half, the next is twice as large, and half where for more than twice."""
 
 FETCH_ROWS = 2_000
-"""Rows asked of each input at once."""
+"""Rows asked of each input at once, at least."""
 
 REPLAY_ROWS = 10_000
 """Changelog rows asked for at once: as many as the log sends in one answer, mostly."""
@@ -189,6 +194,7 @@ class Runner:
     ahead: topics published at once, at least once, and not in the transaction with state and offsets, which then
            settles several batches: a crash publishes some of them again, with the same ids. Nothing that this
            application reads belongs here, so that what is computed stays exactly once.
+    batch_rows: at most so many rows in one transaction
     ours:  asked before the task starts again: whether it is still this worker's to run. Left out, it is, until a newer
            owner fences it
     wall:  seconds since 1970
@@ -216,6 +222,7 @@ class Runner:
     _asked: float = 0.0
     _empty_since: dict[int, float] = field(default_factory=dict)
     _ends: dict[Partition, int] = field(default_factory=dict)
+    _rows: int = field(default_factory=lambda: BATCH_ROWS)
 
     async def start(self) -> None:
         """Fence earlier owners, write a barrier, bring the store to it, load, and go to the committed offsets."""
@@ -316,14 +323,17 @@ class Runner:
         ready = self.task.merge.available(idle) > 0
         room = [i.partition for i in self.task.inputs if not i.full]
         self._asked = self.clock.now()
-        for fetched in await self._reader.fetch(room, FETCH_ROWS, 0.0 if ready else POLL):
+        for fetched in await self._reader.fetch(room, max(FETCH_ROWS, self._rows), 0.0 if ready else POLL):
             self.task.feed(fetched)
             self._ends[fetched.partition] = fetched.end
         if self.follows:
             await self._follow(0.0)
         self.crash(1)
         # 2. run the operators
-        work = self.task.work(self.batch_rows, self._idle())
+        limit, began = min(self._rows, self.batch_rows), self.clock.now()
+        work = self.task.work(limit, self._idle())
+        if work is not None and work.rows == limit:
+            self._adapt(self.clock.now() - began)
         if work is None:
             if self._due():
                 await self.settle()
@@ -334,6 +344,13 @@ class Runner:
         else:
             await self._publish_ahead(self._sender, work)
         return work.rows
+
+    def _adapt(self, seconds: float) -> None:
+        """Choose the size of the next batch, by the seconds that a whole one took."""
+        if seconds < AT_ONCE / 2:
+            self._rows = min(2 * self._rows, MAX_BATCH_ROWS)
+        elif seconds > AT_ONCE * 2:
+            self._rows = max(self._rows // 2, BATCH_ROWS)
 
     async def _publish_ahead(self, sender: Sender, work: Work) -> None:
         await sender.send([r for r in work.records if r.topic in self.ahead], self.task.number)
