@@ -58,6 +58,11 @@ class Tick(Event, topic="ticks", key="who", time="ms", unknown="ignore", rename=
     note_of: str = "none"
 
 
+class Braced(Event, topic="braced", key="who", time="ms", rename={"who": "who}"}):
+    who: str
+    ms: int
+
+
 GOOD: dict[type[Event], bytes] = {
     Line: b'{"who":"anna","n":1,"x":0.5,"b":true,"at":"2023-11-14T12:00:00Z","m":2,"y":-1.25e3,"c":false,'
     b'"s":"caf\xc3\xa9","seen":"1969-07-20T20:17:40.123+01:00"}',
@@ -626,9 +631,11 @@ def test_a_span_that_leaves_its_buffer_is_not_read() -> None:
 def digest() -> str:
     """What is made of odd values, each in a buffer of its own: without the compiler a read beyond it raises."""
     plain = JsonColumns(Line).decode(*outside(), np.full(13, NOW))
-    made = [str(plain.ok.tolist())]
+    one, made = spans([None]), [str(plain.ok.tolist())]
+    braced = [b'{"ms":1,"who}":"a"}', b'{"ms":1,"who}', b'{"who}', b'{"who}}', b'{"who}"}']
+    made += [str(JsonColumns(Braced).decode(spans([value]), one, np.full(1, NOW)).ok) for value in braced]
     for event in GOOD:
-        reader, one = JsonColumns(event), spans([None])
+        reader = JsonColumns(event)
         name = "x" if event is Line else "lastPrice"
         values = [*mutants(event, 3, 300), *documents()[::3], *closed(event)]
         values += [put(event, **{name: f"{math.pi}e{n}"}) for n in range(-330, 320, 13)]
