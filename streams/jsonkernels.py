@@ -603,7 +603,7 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
         if f == limits[KEY]:
             quotes = 1 if schema.kind[f] == TEXT else 0
             key, key_length = p + quotes, end - p - 2 * quotes
-            if key_length == 0 or _at(data, p) == N:
+            if _at(data, p) == N:
                 return False
         if f == limits[TIME_FIELD]:
             time = value if schema.kind[f] == TIME else value * 1000
