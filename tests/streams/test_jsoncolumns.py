@@ -633,7 +633,7 @@ def digest() -> str:
     """What is made of odd values, each in a buffer of its own: without the compiler a read beyond it raises."""
     plain = JsonColumns(Line).decode(*outside(), np.full(13, NOW))
     one, made = spans([None]), [str(plain.ok.tolist())]
-    braced = [b'{"ms":1,"who}":"a"}', b'{"ms":1,"who}', b'{"who}', b'{"who}}', b'{"who}"}']
+    braced = [b'{"ms":1,"who}":"a"}', b'{"ms":1,"who}', b'{"who}', b'{"who}}', b'{"who}"}', b" {", b"}{", b"  ", b" }"]
     made += [str(JsonColumns(Braced).decode(spans([value]), one, np.full(1, NOW)).ok) for value in braced]
     for event in GOOD:
         reader = JsonColumns(event)
