@@ -257,7 +257,7 @@ def test_numbers_between_two_doubles_are_rounded_as_msgspec_rounds() -> None:
         ("18446744073709551616", True), ("100000000000000000000000", True), ("0." + "0" * 400 + "1", False),
         ("0." + "0" * 300 + "1", True), ("1" + "0" * 300, True), ("0.1" + "0" * 500, True),
         ("12345678901234567890123", True), ("1e-342", True), ("-1e-330", True), ("9999999999999999999e-342", True),
-        ("1e-343", False),
+        ("1e-343", False), ("1e18446744073709551617", False), ("1e-18446744073709551617", False),
     ],
 )  # fmt: skip
 def test_a_float_is_taken_where_it_is_known_to_the_bit(text: str, taken: bool) -> None:
