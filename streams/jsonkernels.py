@@ -270,7 +270,7 @@ def _digits(data: Any, p: Any) -> Any:
 @part
 def _float(negative: Any, digits: Any, power: Any, more: Any, cell: Any, i: Any, out: Any) -> Any:
     """Writes the float64 nearest to a number; whether it is known."""
-    if digits <= EXACT and -23 < power < 23 and not more:
+    if digits <= EXACT and -23 < power < 23:  # of these no digit was cut off
         x = np.float64(digits)
         x = x / TENS[-power] if power < 0 else x * TENS[power]
         out.fcells[cell, i] = -x if negative else x
@@ -508,7 +508,7 @@ def _value(data: Any, p: Any, last: Any, f: Any, i: Any, schema: Any, out: Any) 
         if negative and whole and digits == _U0:  # msgspec makes 0.0 of it, and not -0.0
             return -1, 0
         if kind == INT:
-            if not whole or power > 0 or digits > np.uint64(schema.limits[MAX_INTEGER]):
+            if not whole or digits > np.uint64(schema.limits[MAX_INTEGER]):
                 return -1, 0
             value = -np.int64(digits) if negative else np.int64(digits)
             _write(f, value, i, schema, out)
@@ -558,10 +558,8 @@ LONG_AGO = -(2**62)
 
 @part
 def _timely(time: Any, published: Any, ahead: Any) -> Any:
-    """Whether an event time is taken, all in microseconds. No difference overflows."""
-    if time < OLDEST or time > NEWEST:
-        return False
-    return published >= time or (published > LONG_AGO and time - published <= ahead)
+    """Whether an event time is taken, all in microseconds. The difference does not overflow."""
+    return OLDEST <= time <= NEWEST and published > LONG_AGO and time - published <= ahead
 
 
 @part
@@ -605,7 +603,7 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
         if f == limits[KEY]:
             quotes = 1 if schema.kind[f] == TEXT else 0
             key, key_length = p + quotes, end - p - 2 * quotes
-            if key_length == 0 or _at(data, p) == N:
+            if _at(data, p) == N:
                 return False
         if f == limits[TIME_FIELD]:
             time = value if schema.kind[f] == TIME else value * 1000

@@ -58,6 +58,11 @@ class Tick(Event, topic="ticks", key="who", time="ms", unknown="ignore", rename=
     note_of: str = "none"
 
 
+class Braced(Event, topic="braced", key="who", time="ms", rename={"who": "who}"}):
+    who: str
+    ms: int
+
+
 GOOD: dict[type[Event], bytes] = {
     Line: b'{"who":"anna","n":1,"x":0.5,"b":true,"at":"2023-11-14T12:00:00Z","m":2,"y":-1.25e3,"c":false,'
     b'"s":"caf\xc3\xa9","seen":"1969-07-20T20:17:40.123+01:00"}',
@@ -251,7 +256,8 @@ def test_numbers_between_two_doubles_are_rounded_as_msgspec_rounds() -> None:
         ("1e99999999999999999999", False), ("9007199254740993", True), ("18446744073709551615", True),
         ("18446744073709551616", True), ("100000000000000000000000", True), ("0." + "0" * 400 + "1", False),
         ("0." + "0" * 300 + "1", True), ("1" + "0" * 300, True), ("0.1" + "0" * 500, True),
-        ("12345678901234567890123", True),
+        ("12345678901234567890123", True), ("1e-342", True), ("-1e-330", True), ("9999999999999999999e-342", True),
+        ("1e-343", False), ("1e18446744073709551617", False), ("1e-18446744073709551617", False),
     ],
 )  # fmt: skip
 def test_a_float_is_taken_where_it_is_known_to_the_bit(text: str, taken: bool) -> None:
@@ -626,9 +632,11 @@ def test_a_span_that_leaves_its_buffer_is_not_read() -> None:
 def digest() -> str:
     """What is made of odd values, each in a buffer of its own: without the compiler a read beyond it raises."""
     plain = JsonColumns(Line).decode(*outside(), np.full(13, NOW))
-    made = [str(plain.ok.tolist())]
+    one, made = spans([None]), [str(plain.ok.tolist())]
+    braced = [b'{"ms":1,"who}":"a"}', b'{"ms":1,"who}', b'{"who}', b'{"who}}', b'{"who}"}', b" {", b"}{", b"  ", b" }"]
+    made += [str(JsonColumns(Braced).decode(spans([value]), one, np.full(1, NOW)).ok) for value in braced]
     for event in GOOD:
-        reader, one = JsonColumns(event), spans([None])
+        reader = JsonColumns(event)
         name = "x" if event is Line else "lastPrice"
         values = [*mutants(event, 3, 300), *documents()[::3], *closed(event)]
         values += [put(event, **{name: f"{math.pi}e{n}"}) for n in range(-330, 320, 13)]
