@@ -37,6 +37,10 @@ class BadAddress(StreamsError):
     """The address of a broker cannot be read. Write `kafka://host:port`, or `kafka+ssl://host:port` for TLS."""
 
 
+class MalformedBatch(StreamsError):
+    """Bytes that the log gave for a record batch cannot be read. The message says of which, and what is wrong."""
+
+
 class LogUnavailable(StreamsError):
     """The log did not answer within its bound. It is safe to try again."""
 
