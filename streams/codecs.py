@@ -107,14 +107,14 @@ class MsgspecCodec:
         ahead = self._event.contract.ahead
         key, time_field = self._event.contract.key, self._event.contract.time
         times: list[int] = []
-        for i, value in enumerate(values):
+        for i, (value, own) in enumerate(zip(values, keys, strict=True)):
             try:
                 event = self._parse(value)
                 for field in self._fields:
                     if field.kind in _CHECKED:
                         _check(field, getattr(event, field.name))
-                self._check_key(event, keys[i])
-                if keys[i] is None and not self._keyless:
+                self._check_key(event, own)
+                if own is None and not self._keyless:
                     raise InvalidEvent(f"the record has no key: its key is the field {key}, as text", key)
                 said = getattr(event, time_field)
                 time = _micros(said)

@@ -37,13 +37,21 @@ class BadAddress(StreamsError):
     """The address of a broker cannot be read. Write `kafka://host:port`, or `kafka+ssl://host:port` for TLS."""
 
 
-class LogUnavailable(StreamsError):
-    """The log did not answer within its bound. It is safe to try again."""
+class MalformedBatch(StreamsError):
+    """Bytes that the log gave for a record batch cannot be read. The message says of which, and what is wrong."""
 
 
 class CannotGoOn(HeadraceError):
     """Starting again would fail in the same way at the same event. Mend what the message names, then start again: the
     task goes on from there, and nothing is lost."""
+
+
+class BadSetting(CannotGoOn, StreamsError):
+    """A setting of the environment has a value that it does not take. The message names those that it does."""
+
+
+class LogUnavailable(StreamsError):
+    """The log did not answer within its bound. It is safe to try again."""
 
 
 class TopicMismatch(CannotGoOn, StreamsError):

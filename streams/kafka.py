@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections import defaultdict
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -18,12 +21,23 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     ProducerFenced,
 )
+from headrace.streams import rawio, recordbatches
 from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.closing import stop
 from headrace.streams.diagnosis import diagnose
-from headrace.streams.errors import Fenced, LogUnavailable, RecordTooLarge, TransactionUnknown
+from headrace.streams.errors import (
+    BadSetting,
+    Fenced,
+    LogUnavailable,
+    MalformedBatch,
+    RecordTooLarge,
+    TransactionUnknown,
+)
 from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
+from headrace.streams.recordbatches import Columns
+from headrace.streams.spans import Spans
+from numpy.typing import NDArray
 
 START_WITHIN = 30.0
 """Seconds for a client to find the log: longer than Apache Kafka's restart after kill -9 (5 to 16 s)."""
@@ -41,23 +55,45 @@ this; aiokafka's own 100 ms doubled the time of a commit on Kafka."""
 TRANSACTION_WITHIN_MS = 60_000
 """After this long without an end the log aborts a dead owner's transaction, so that readers go on."""
 
+FEW = 20
+"""Records in blocks that are sooner appended one by one than laid out as columns."""
+
+TRANSPORT = "HEADRACE_TRANSPORT"
+TRANSPORTS = ("batches", "records")
+"""Whole batches, by private classes of aiokafka; or a record at a time, by its public ones, should those fail."""
+
 T = TypeVar("T")
 
 _FENCED = (ProducerFenced, InvalidProducerEpoch)
-_EMPTY = np.zeros(0, np.int64)
+
+_Got = Columns | list[Any]  # aiokafka's records are untyped
+
+
+def whole_batches() -> bool:
+    """Whether the environment has batches go whole. Raises BadSetting."""
+    said = os.environ.get(TRANSPORT) or TRANSPORTS[0]
+    if said not in TRANSPORTS:
+        raise BadSetting(
+            f"{TRANSPORT}={said!r} is not one of {', '.join(TRANSPORTS)}: leave it out, or name one of them"
+        )
+    return said == TRANSPORTS[0]
 
 
 class KafkaLog:
-    """The log at an address."""
+    """The log at an address. Raises BadSetting."""
 
     def __init__(self, address: Address, client_id: str = "headrace") -> None:
         self.address = address
+        self.whole = whole_batches()
         self._client_id = client_id
         self._asking: AIOKafkaConsumer | None = None
         self._opening = asyncio.Lock()
 
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
+        await self._warm()
         consumer = await self._consumer(None)
+        if self.whole:
+            rawio.take_columns(consumer)
         tps = {TopicPartition(*p): offset for p, offset in offsets.items()}
         consumer.assign(list(tps))
         for tp, offset in tps.items():
@@ -66,14 +102,15 @@ class KafkaLog:
 
     async def writer(self, owner: str) -> Writer:
         # Two producers in turn: on Kafka one that begins again at once finds its last markers unwritten and waits.
-        return Turns([_Writer(p) for p in await self._producers(f"{owner}.0", f"{owner}.1")])
+        return Turns([_Writer(p, self.whole) for p in await self._producers(f"{owner}.0", f"{owner}.1")])
 
     async def sender(self) -> Sender:
         [producer] = await self._producers(None)
-        return _Sender(producer)
+        return _Sender(producer, self.whole)
 
     async def _producers(self, *transactional: str | None) -> list[AIOKafkaProducer]:
         """Started producers: idempotent ones, or of these transactional ids."""
+        await self._warm()
         producers = [
             AIOKafkaProducer(
                 **client_options(self.address),
@@ -132,6 +169,11 @@ class KafkaLog:
                 self._asking = await self._consumer(None)
         return self._asking
 
+    async def _warm(self) -> None:
+        """Nothing is compiled while records wait."""
+        if self.whole and not recordbatches.ready():
+            await asyncio.to_thread(recordbatches.warm)
+
     async def _consumer(self, group: str | None) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             **client_options(self.address),
@@ -175,13 +217,13 @@ class _Reader:
             for tp in tps if got else ():
                 if tp not in got:
                     got |= await self._get([tp], limit, 0.0)
-            return [f for tp in tps if (f := await self._columns(tp, got.get(tp, []))) is not None]
-        except (KafkaError, OSError) as error:
+            return [f for tp in tps if (f := await self._columns(tp, got.get(tp, rawio.NOTHING))) is not None]
+        except (KafkaError, OSError, MalformedBatch) as error:
             raise LogUnavailable(f"reading failed: {error}") from error
 
-    async def _get(self, tps: list[TopicPartition], limit: int, wait: float) -> dict[TopicPartition, list[object]]:
+    async def _get(self, tps: list[TopicPartition], limit: int, wait: float) -> dict[TopicPartition, _Got]:
         try:
-            found: dict[TopicPartition, list[object]] = await self._consumer.getmany(
+            found: dict[TopicPartition, _Got] = await self._consumer.getmany(
                 *tps, timeout_ms=int(wait * 1000), max_records=limit
             )
         except OffsetOutOfRangeError as error:
@@ -204,22 +246,23 @@ class _Reader:
                 raise LogUnavailable(f"{tp.topic}, partition {tp.partition}, has no offset {offset:,} any more")
             self._consumer.seek(tp, begins[tp])
 
-    async def _columns(self, tp: TopicPartition, records: list[object]) -> Fetched | None:
+    async def _columns(self, tp: TopicPartition, got: _Got) -> Fetched | None:
         partition = Partition(tp.topic, tp.partition)
         end = self._consumer.last_stable_offset(tp)
         position = await self._consumer.position(tp)
-        if not records:
-            if end is None or position < end:
-                return None
-            return Fetched(partition, _EMPTY, _EMPTY, [], [], position, end)
+        if not len(got) and (end is None or position < end):
+            return None
+        end = max(position, end or 0)
+        if isinstance(got, Columns):
+            return Fetched(partition, got.offset, got.timestamp, got.keys, got.values, position, end)
         return Fetched(
             partition,
-            np.array([r.offset for r in records], np.int64),  # type: ignore[attr-defined]
-            np.array([r.timestamp for r in records], np.int64),  # type: ignore[attr-defined]
-            [r.key for r in records],  # type: ignore[attr-defined]
-            [r.value for r in records],  # type: ignore[attr-defined]
+            np.array([r.offset for r in got], np.int64),
+            np.array([r.timestamp for r in got], np.int64),
+            [r.key for r in got],
+            [r.value for r in got],
             position,
-            max(position, end or 0),
+            end,
         )
 
     async def close(self) -> None:
@@ -227,46 +270,69 @@ class _Reader:
 
 
 class _Sender:
-    def __init__(self, producer: AIOKafkaProducer) -> None:
+    transactional = False
+
+    def __init__(self, producer: AIOKafkaProducer, whole: bool) -> None:
         self._producer = producer
+        self._whole = whole
         self._fenced = False
 
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
-        by_partition: dict[Partition, list[Record]] = defaultdict(list)
-        for record in record_by_record(records):
-            number = home if record.partition is None else record.partition
-            by_partition[Partition(record.topic, number)].append(record)
+        by_partition: dict[Partition, list[Record | Block]] = defaultdict(list)
+        for output in records:
+            if isinstance(output, Record) or len(output):
+                number = home if output.partition is None else output.partition
+                by_partition[Partition(output.topic, number)].append(output)
         sent = []
-        for partition, rows in by_partition.items():
-            sent += [(partition, count, f) for count, f in await self._send(partition, rows)]
+        for partition, those in by_partition.items():
+            # One after the other: while one is under way the next is built.
+            for batch in self._batches(those):
+                future = await self._ask(_send_batch(self._producer, batch, partition))
+                sent.append((partition, batch.record_count(), future))
         ends: dict[Partition, int] = {}
         for partition, count, future in sent:
             try:
                 stored = await self._ask(future)
             except RecordTooLarge:
-                largest = max(by_partition[partition], key=lambda r: len(r.value or b""))
+                largest = max(record_by_record(by_partition[partition]), key=lambda r: len(r.value or b""))
                 raise RecordTooLarge(
                     f"a record of {len(largest.value or b''):,} bytes, key {largest.key!r}, is larger than "
                     f"{partition.topic} takes: raise max.message.bytes of that topic, then start the worker again"
                 ) from None
-            if stored.offset < 0:  # type: ignore[attr-defined]
+            if stored.offset < 0:
                 # The broker has it already, and does not say where: the position after it is found by starting again.
                 raise LogUnavailable(f"{partition.topic} has a batch already that was sent again, and tells no offset")
-            ends[partition] = stored.offset + count  # type: ignore[attr-defined]
+            ends[partition] = stored.offset + count
         return ends
 
-    async def _send(self, partition: Partition, records: list[Record]) -> list[tuple[int, asyncio.Future[object]]]:
-        producer = self._producer
-        sent = []
-        batch = producer.create_batch()
-        for r in records:
-            if batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers)) is None:
-                sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
-                batch = producer.create_batch()
-                # The first record of a batch always finds room, whatever its size.
-                batch.append(key=r.key, value=r.value, timestamp=r.timestamp, headers=list(r.headers))
-        sent.append((batch.record_count(), await self._ask(_send_batch(producer, batch, partition))))
-        return sent  # type: ignore[return-value]
+    def _batches(self, outputs: list[Record | Block]) -> Iterator[Any]:
+        """What one partition gets, in order, as batches for aiokafka's send_batch."""
+        if not self._whole or sum([len(o) for o in outputs if isinstance(o, Block)]) < FEW:
+            yield from self._appended(outputs)
+            return
+        # Each batch is a request of its own: records between blocks go in their batch, but for those with headers.
+        for plain, some in groupby(outputs, lambda o: isinstance(o, Block) or not o.headers):
+            if plain:
+                for data, count in recordbatches.build(*_joined(some), BATCH_BYTES):
+                    yield rawio.Built(data, count, self.transactional)
+            else:
+                yield from self._appended(some)
+
+    def _appended(self, outputs: Iterable[Record | Block]) -> Iterator[Any]:
+        batch = self._producer.create_batch()
+        for output in outputs:
+            headers: list[tuple[str, bytes]] = []
+            if isinstance(output, Block):
+                rows: Iterable[tuple[bytes | None, bytes | None]] = zip(output.keys, output.values, strict=True)
+            else:
+                rows, headers = ((output.key, output.value),), list(output.headers)
+            for key, value in rows:
+                if batch.append(key=key, value=value, timestamp=output.timestamp, headers=headers) is None:
+                    yield batch
+                    batch = self._producer.create_batch()
+                    # The first record of a batch always finds room, whatever its size.
+                    batch.append(key=key, value=value, timestamp=output.timestamp, headers=headers)
+        yield batch
 
     async def close(self) -> None:
         await stop(self._producer)
@@ -279,9 +345,9 @@ class _Sender:
             if future is not None and future.done() and not future.cancelled():
                 future.exception()
 
-    async def _ask(self, awaitable: object) -> object:
+    async def _ask(self, awaitable: Awaitable[Any]) -> Any:  # aiokafka is untyped
         try:
-            return await asyncio.wait_for(awaitable, ANSWER_WITHIN)  # type: ignore[arg-type]
+            return await asyncio.wait_for(awaitable, ANSWER_WITHIN)
         except _FENCED as error:
             self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
@@ -293,6 +359,8 @@ class _Sender:
 
 
 class _Writer(_Sender):
+    transactional = True
+
     async def begin(self) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
@@ -314,8 +382,27 @@ class _Writer(_Sender):
         await self._ask(self._producer.abort_transaction())
 
 
-async def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> asyncio.Future[object]:
-    sent: asyncio.Future[object] = await producer.send_batch(batch, partition.topic, partition=partition.number)
+def _joined(outputs: Iterable[Record | Block]) -> tuple[Spans, Spans, NDArray[np.int64]]:
+    """Keys, values and times in milliseconds of all of them, in order."""
+    now = int(time.time() * 1000)
+    keys, values, times = [], [], []
+    for kind, some in groupby(outputs, type):
+        if kind is Record:
+            rows = list(record_by_record(some))
+            keys.append(Spans.of([r.key for r in rows]))
+            values.append(Spans.of([r.value for r in rows]))
+            times.append(np.array([now if r.timestamp is None else r.timestamp for r in rows], np.int64))
+            continue
+        for block in some:
+            assert isinstance(block, Block)
+            keys.append(block.keys)
+            values.append(block.values)
+            times.append(np.full(len(block), now if block.timestamp is None else block.timestamp))
+    return Spans.joined(keys), Spans.joined(values), np.concatenate(times)
+
+
+async def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> asyncio.Future[Any]:
+    sent: asyncio.Future[Any] = await producer.send_batch(batch, partition.topic, partition=partition.number)
     # Where one batch fails the others are not waited for, and each would be told as an exception that nobody took.
     sent.add_done_callback(lambda done: done.cancelled() or done.exception())
     return sent

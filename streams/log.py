@@ -27,6 +27,7 @@ class Fetched:
     next_offset: where reading goes on; it passes over aborted records and markers
     end:         the end of what is committed, as far as this fetch knows; next_offset == end means caught up
     timestamp:   int64[n], milliseconds, when the record was published
+    keys, values: `Spans` where whole batches were read, lists where a few records
     """
 
     partition: Partition
@@ -64,7 +65,7 @@ class Sender(Protocol):
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         """Send records in order per partition, each once; they are stored when it returns.
 
-        home: the partition of records that name none: a task writes to its own.
+        home: the partition of those that name none: a task writes to its own.
 
         Returns the offset after the last record, per partition. Raises RecordTooLarge or LogUnavailable: then they may
         be stored or not, in part too.

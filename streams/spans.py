@@ -10,6 +10,9 @@ import numpy as np
 from headrace.streams import bytekernels
 from numpy.typing import NDArray
 
+FEW = 20
+"""Strings that are sooner copied one by one than found the bounds of."""
+
 
 @dataclass(slots=True, eq=False)
 class Spans(Sequence[bytes | None]):
@@ -35,14 +38,16 @@ class Spans(Sequence[bytes | None]):
 
     @classmethod
     def joined(cls, parts: Sequence[Spans]) -> Spans:
-        """The strings of all of them."""
+        """All of them, one after the other; bytes are copied only where they lie in several buffers."""
         if len(parts) == 1:
             return parts[0]
+        length = np.concatenate([part.length for part in parts])
+        if all(part.data is parts[0].data for part in parts):
+            return cls(parts[0].data, np.concatenate([part.start for part in parts]), length)
         packed = [part.packed() for part in parts]
         first = np.cumsum([0, *(len(part.data) for part in packed)])
         start = np.concatenate([part.start + at for part, at in zip(packed, first[:-1], strict=True)])
-        data = np.concatenate([part.data for part in packed])
-        return cls(data, start, np.concatenate([part.length for part in packed]))
+        return cls(np.concatenate([part.data for part in packed]), start, length)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -62,11 +67,16 @@ class Spans(Sequence[bytes | None]):
     def __iter__(self) -> Iterator[bytes | None]:
         if not len(self):
             return
+        starts, lengths = self.start.tolist(), self.length.tolist()
+        if len(starts) < FEW:
+            for start, length in zip(starts, lengths, strict=True):
+                yield None if length < 0 else self.data[start : start + length].tobytes()
+            return
         there = self.length > 0
         first = int(self.start[there].min(initial=len(self.data)))
         whole = self.data[first : int((self.start + self.length)[there].max(initial=first))].tobytes()
-        for start, length in zip((self.start - first).tolist(), self.length.tolist(), strict=True):
-            yield None if length < 0 else whole[start : start + length]
+        for start, length in zip(starts, lengths, strict=True):
+            yield None if length < 0 else whole[start - first : start - first + length]
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Spans:
         """Those of these rows."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import index, kernels
+from headrace.streams import index, kernels, recordbatches
 from headrace.streams.expressions import clip, col, exp, log, log1p, sqrt
 from headrace.streams.features import declaration
 from headrace.streams.jsoncolumns import JsonColumns
@@ -84,7 +84,8 @@ def called() -> Iterator[set[str]]:
 def test_the_events_of_these_tests_reach_every_kernel_accumulator_reading_and_mode() -> None:
     with called() as names:
         digest()
-    assert names == {one.name for one in kernels.KERNELS}
+    # Those of record batches have tests of their own: nothing is on a log here.
+    assert names == {one.name for one in kernels.KERNELS if one not in recordbatches.KERNELS}
     plans = [Plan(declaration(features)) for features in [*PARTS, EVERYTHING, KEYLESS]]
     every = [table for plan in plans for table in plan.tables.values()]
     assert {a.operation for table in every for a in table.accumulators} == set(range(len(kernels.NAMES)))

@@ -21,11 +21,12 @@ from aiokafka.structs import RecordMetadata
 from headrace.streams import kafka
 from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams.batch import Record
+from headrace.streams.batch import Block, Record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
-from headrace.streams.kafka import KafkaLog
+from headrace.streams.kafka import TRANSPORT, TRANSPORTS, KafkaLog
 from headrace.streams.log import Fetched, Log, Partition, Reader, Writer
 from headrace.streams.runner import Clock
+from headrace.streams.spans import Spans
 from headrace.streams.topics import Topic
 
 from headrace.worker import SystemClock
@@ -120,9 +121,14 @@ class SimulatedGround:
 
 @dataclass
 class KafkaGround:
-    """A server of the Kafka protocol. process: where it can be stopped for a while, its id."""
+    """A server of the Kafka protocol.
+
+    transport: whether batches go whole, as HEADRACE_TRANSPORT
+    process:   where it can be stopped for a while, its id
+    """
 
     address: Address
+    transport: str = TRANSPORTS[0]
     process: int = 0
 
     def topic(self, partitions: int = 1) -> str:
@@ -138,7 +144,9 @@ class KafkaGround:
 
     def _run(self, address: Address, *scenarios: Scenario) -> None:
         async def play(scenario: Scenario) -> None:
-            client = Client(KafkaLog(address), SystemClock())
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setenv(TRANSPORT, self.transport)
+                client = Client(KafkaLog(address), SystemClock())
             try:
                 await scenario(client)
             finally:
@@ -176,28 +184,41 @@ class KafkaGround:
         return asyncio.run(main())
 
 
-EVERY_LOG = ["simulated", "broker", pytest.param("apache", marks=pytest.mark.stack)]
+SERVERS = [
+    pytest.param((server, transport), marks=marks, id=f"{server}-{transport}")
+    for server, marks in (("broker", ()), ("apache", pytest.mark.stack))
+    for transport in TRANSPORTS
+]
+EVERY_LOG = [pytest.param(("simulated", ""), id="simulated"), *SERVERS]
 
 
 @pytest.fixture(params=EVERY_LOG)
 def ground(request: pytest.FixtureRequest) -> Ground:
-    if request.param == "simulated":
+    server, transport = request.param
+    if server == "simulated":
         return SimulatedGround()
-    return KafkaGround(request.getfixturevalue(request.param))
+    return KafkaGround(request.getfixturevalue(server), transport)
+
+
+@pytest.fixture(params=SERVERS)
+def served(request: pytest.FixtureRequest) -> KafkaGround:
+    server, transport = request.param
+    return KafkaGround(request.getfixturevalue(server), transport)
 
 
 @pytest.fixture(params=EVERY_LOG)
 def stoppable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
     """A log that can fall silent: a broker of the test's own, or Kafka while no other test asks it."""
-    if request.param == "simulated":
+    server, transport = request.param
+    if server == "simulated":
         yield SimulatedGround()
         return
-    if request.param == "apache":
+    if server == "apache":
         cluster: Cluster = request.getfixturevalue("cluster")
-        yield KafkaGround(cluster.address, cluster.pid())
+        yield KafkaGround(cluster.address, transport, cluster.pid())
         return
     with stoppable_broker(tmp_path / "log") as (address, process):
-        yield KafkaGround(address, process.pid)
+        yield KafkaGround(address, transport, process.pid)
 
 
 def record(topic: str, text: str, partition: int | None = 0, key: str = "k") -> Record:
@@ -205,7 +226,7 @@ def record(topic: str, text: str, partition: int | None = 0, key: str = "k") -> 
 
 
 async def commit(
-    writer: Writer, records: Sequence[Record], offsets: Mapping[Partition, int] | None = None, home: int = 0
+    writer: Writer, records: Sequence[Record | Block], offsets: Mapping[Partition, int] | None = None, home: int = 0
 ) -> dict[Partition, int]:
     await writer.begin()
     ends = await writer.send(records, home)
@@ -252,6 +273,34 @@ def test_records_come_back_in_order_as_they_were(ground: Ground) -> None:
         assert [value for p in parts for value in p.values] == [r.value for r in sent]
         assert [t for p in parts for t in p.timestamp.tolist()] == [r.timestamp for r in sent]
         assert [o for p in parts for o in p.offset.tolist()] == [0, 1, 2, 3, 4]
+
+    ground.run(scenario)
+
+
+def test_blocks_go_in_order_among_records(ground: Ground) -> None:
+    topic = ground.topic(2)
+    here, there = Partition(topic, 0), Partition(topic, 1)
+    keys, texts = Spans.of([b"a", None, b"", b"k"]), Spans.of([b"2", b"3", b"", None])
+    sent: list[Record | Block] = [
+        record(topic, "1", None), Block(topic, keys, texts, None, 7), record(topic, "4", 0),
+        Block(topic, keys[:0], texts[:0], 0), Block(topic, keys[:1], texts[:1], 0), record(topic, "5", 0),
+        Block(topic, keys[:2], texts[:2], 1), record(topic, "6", 0),
+    ]  # fmt: skip
+
+    async def scenario(client: Client) -> None:
+        ends = await commit(await client.writer(f"owner-{topic}"), sent, home=0)
+        assert ends == {here: 9, there: 2}
+        found = await values(client, here, there)
+        assert found == {here: [b"1", b"2", b"3", b"", None, b"4", b"2", b"5", b"6"], there: [b"2", b"3"]}
+        sender = await client.log.sender()
+        ends = await sender.send([Block(topic, keys, texts)], 1)
+        assert ends[there] in (6, 7)  # Kafka may write the marker of what was committed later
+        reader = await client.reader(there)
+        parts: list[Fetched] = []
+        while sum(len(p) for p in parts) < 6:
+            parts += await reader.fetch([there], 3, 0.1)
+        assert [key for p in parts for key in p.keys] == [*keys[:2], *keys]
+        await sender.close()
 
     ground.run(scenario)
 
@@ -393,16 +442,12 @@ class HeldUp(KafkaLog):
         return first + await super()._producers(*transactional[1:])
 
 
-@pytest.mark.parametrize("server", ["broker", pytest.param("apache", marks=pytest.mark.stack)])
-def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(
-    server: str, request: pytest.FixtureRequest
-) -> None:
-    ground = KafkaGround(request.getfixturevalue(server))
-    topic = ground.topic()
+def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(served: KafkaGround) -> None:
+    topic = served.topic()
     here = Partition(topic, 0)
 
     async def scenario(client: Client) -> None:
-        slow = HeldUp(ground.address)
+        slow = HeldUp(served.address)
         opening = asyncio.create_task(slow.writer(f"owner-{topic}"))
         await slow.half_open.wait()
         newer = await client.writer(f"owner-{topic}")
@@ -415,7 +460,7 @@ def test_a_writer_that_was_held_up_while_a_newer_one_opened_writes_nothing(
                 await commit(held_up, [record(topic, "held up")])
         assert await values(client, here) == {here: [b"newer"]}
 
-    ground.run(scenario)
+    served.run(scenario)
 
 
 def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(
@@ -570,19 +615,15 @@ def test_a_reader_goes_on_from_its_offset(ground: Ground) -> None:
     ground.run(scenario)
 
 
-@pytest.mark.parametrize("log", EVERY_LOG[1:])
-def test_what_retention_took_of_one_partition_costs_the_others_nothing(
-    log: str, request: pytest.FixtureRequest
-) -> None:
-    ground = KafkaGround(request.getfixturevalue(log))
-    topic = ground.topic(4)
+def test_what_retention_took_of_one_partition_costs_the_others_nothing(served: KafkaGround) -> None:
+    topic = served.topic(4)
     parts = [Partition(topic, n) for n in range(4)]
 
     async def scenario(client: Client) -> None:
         writer = await client.writer(f"owner-{topic}")
         for text in ("0", "1", "2"):
             await commit(writer, [record(topic, text, n) for n in range(4)])
-        admin = AIOKafkaAdminClient(bootstrap_servers=ground.address.bootstrap)
+        admin = AIOKafkaAdminClient(bootstrap_servers=served.address.bootstrap)
         await admin.start()
         try:
             await admin.delete_records({TopicPartition(topic, 3): RecordsToDelete(before_offset=2)})
@@ -593,7 +634,7 @@ def test_what_retention_took_of_one_partition_costs_the_others_nothing(
             found = await values(client, *parts)
             assert found == {p: [b"1", b"2"] if p.number == 3 else [b"0", b"1", b"2"] for p in parts}
 
-    ground.run(scenario)
+    served.run(scenario)
 
 
 def test_a_transaction_larger_than_a_batch_and_a_record_larger_than_a_fetch_are_read(ground: Ground) -> None:
@@ -659,6 +700,6 @@ def test_a_batch_that_the_broker_had_already_gives_no_position() -> None:
             sent.set_result(RecordMetadata("t", 0, TopicPartition("t", 0), -1, None, 0, None))
             return sent
 
-    sender = kafka._Sender(Producer())
+    sender = kafka._Sender(Producer(), whole=True)
     with pytest.raises(LogUnavailable, match="tells no offset"):
         asyncio.run(sender.send([Record("t", None, b"1")], 0))

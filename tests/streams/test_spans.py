@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from headrace.streams.spans import Spans, woven
+from headrace.streams.spans import FEW, Spans, woven
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +36,22 @@ def test_where_a_missing_string_would_lie_does_not_matter() -> None:
     assert list(spans.packed()) == [None, b"bc", None]
     assert list(Spans.joined([spans, spans])) == [None, b"bc", None] * 2
     assert [b"<%b>" % (one or b"") for one in spans] == list(woven([b"<", b">"], [spans]))
+
+
+@given(st.lists(STRINGS, min_size=1, max_size=4), st.data())
+def test_columns_are_joined_and_of_one_buffer_without_a_copy(
+    parts: list[list[bytes | None]], data: st.DataObject
+) -> None:
+    columns = [Spans.of(part) for part in parts]
+    assert list(Spans.joined(columns)) == [s for part in parts for s in part]
+    whole = columns[0]
+    cut = data.draw(st.integers(0, len(whole)))
+    joined = Spans.joined([whole[cut:], whole[:cut]])
+    assert list(joined) == parts[0][cut:] + parts[0][:cut]
+    assert joined.data is whole.data
+
+
+def test_a_few_strings_and_many_are_told_alike() -> None:
+    strings = [None if n % 7 == 0 else b"%d" % n * (n % 3) for n in range(3 * FEW)]
+    for count in (0, 1, FEW - 1, FEW, 3 * FEW):
+        assert list(Spans.of(strings)[-count:] if count else Spans.of([])) == (strings[-count:] if count else [])
