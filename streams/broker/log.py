@@ -216,9 +216,7 @@ class PartitionLog:
     ) -> Append:
         size = len(batch.data)
         latest = max(self.bounds.latest_timestamp, batch.max_timestamp)
-        bounds = replace(
-            self.bounds, end=batch.last_offset + 1, size=self.bounds.size + size, latest_timestamp=latest
-        )
+        bounds = replace(self.bounds, end=batch.last_offset + 1, size=self.bounds.size + size, latest_timestamp=latest)
         last = batch.last_offset
         value = self._store.put_batch(change, self.number, last, stamp(batch, batch.base_offset))
         change.put(span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, size))

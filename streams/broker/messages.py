@@ -5,7 +5,6 @@ for what an older version lacks, and answers with a mapping in which every versi
 ignores the rest.
 """
 
-import asyncio
 import dataclasses
 import datetime
 import struct
@@ -19,8 +18,7 @@ from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
-from .errors import BrokenOff, FrameMalformed
-from .limits import Limits
+from .errors import FrameMalformed
 from .log import StoredBatch
 from .shape import after_tags, check_shape, entity_in, is_tuple
 
@@ -139,23 +137,6 @@ def write_response(api_key: int, version: int, correlation_id: int, fields: Fiel
 def whole(piece: Piece) -> bytes:
     """:raises BrokenOff:"""
     return piece if isinstance(piece, bytes) else piece.read()
-
-
-async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], limits: Limits) -> None:
-    """:raises BrokenOff: when the answer cannot be ended, or a piece is not taken in time; also OSError."""
-    transport = writer.transport
-    for piece in answer:
-        writer.write(whole(piece))
-        if transport.get_write_buffer_size() <= limits.unsent_bytes and not transport.is_closing():
-            continue  # a timer costs more than to write a small answer
-        try:
-            async with asyncio.timeout(limits.answer_ms / 1000):
-                await writer.drain()
-        except TimeoutError:
-            transport.abort()  # to be closed in order, it would wait until all is taken
-            raise BrokenOff(
-                f"A piece of an answer, of {len(piece)} bytes, was not read in {limits.answer_ms} ms."
-            ) from None
 
 
 def milliseconds(delta: datetime.timedelta) -> int:

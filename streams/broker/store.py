@@ -159,6 +159,11 @@ class Store:
             raise StoreFailed(self.failure) from error
         self._written += 1
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `settled` has nothing to wait for."""
+        return not self._fsync or self._synced >= self._written
+
     async def settled(self) -> None:
         """
         Return when all that was committed before the call is as safe as promised: the group commit.
@@ -196,9 +201,7 @@ class Store:
         self.failure = f"Nothing is acknowledged any more, {why}."
         log.error(self.failure)
 
-    def put_batch(
-        self, change: Change, number: int, last_offset: int, pieces: Sequence[bytes | memoryview]
-    ) -> bytes:
+    def put_batch(self, change: Change, number: int, last_offset: int, pieces: Sequence[bytes | memoryview]) -> bytes:
         """Stage a batch of a partition; gives the value that stands for it (see `whole`)."""
         size = sum(map(len, pieces))
         # A power cut may leave the write-ahead log and not the file: so with `fsync` there is one of them alone.

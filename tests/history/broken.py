@@ -71,8 +71,8 @@ def loses_answers(patch: Patch) -> None:
 def _loses_answers(patch: Patch, of: set[int], every: int) -> None:
     respond, now = Broker._respond, _Now(every)
 
-    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> list[Piece] | None:
-        answer = await respond(self, node, frame, host)
+    def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> Any:
+        answer = respond(self, node, frame, host)
         if int.from_bytes(frame[:2]) in of and now():
             raise Unanswerable("The answer is lost.")
         return answer
