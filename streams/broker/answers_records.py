@@ -13,8 +13,9 @@ from .call import Call, names
 from .coordinator import Place
 from .errors import Refusal, StoreFailed, Unanswerable
 from .log import Append, PartitionLog
-from .messages import Fields, Message, Records, milliseconds, moment
+from .messages import Message, milliseconds, moment
 from .store import Change
+from .writers import Fields, Records
 
 _READ_COMMITTED = 1
 # Instead of a time, and the first version of ListOffsets that knows it. What lies in tiers is nothing here.

@@ -33,11 +33,12 @@ from .errors import (
 )
 from .flight import Flight
 from .limits import Limits
-from .messages import Envelope, Fields, Piece, client_id, read_envelope, read_request, write_response
+from .messages import Envelope, client_id, read_envelope, read_request, write_response
 from .metrics import Metrics
 from .node import Node, open_node
 from .users import Users
 from .wire import Wire
+from .writers import Fields, Piece
 
 log = logging.getLogger(__name__)
 

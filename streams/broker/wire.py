@@ -13,7 +13,8 @@ from typing import TypeAlias, cast
 from .errors import BrokenOff, FrameMalformed
 from .flight import Flight
 from .limits import Limits
-from .messages import Piece, whole
+from .messages import whole
+from .writers import Piece
 
 Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
 """Answers a frame, for which room was taken and which gives it back; what it returns is awaited before the next."""

@@ -19,10 +19,11 @@ from headrace.streams.broker.batches import Batch, read_batch, stamp
 from headrace.streams.broker.coordinator import GroupCoordinator
 from headrace.streams.broker.errors import Refusal, Unanswerable
 from headrace.streams.broker.log import Append, PartitionLog
-from headrace.streams.broker.messages import Piece, whole
+from headrace.streams.broker.messages import whole
 from headrace.streams.broker.server import Broker
 from headrace.streams.broker.store import Change, Store
 from headrace.streams.broker.transactions import Transaction, TransactionCoordinator
+from headrace.streams.broker.writers import Piece
 from kio.schema.errors import ErrorCode
 from rocksdict import WriteOptions
 
