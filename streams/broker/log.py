@@ -8,9 +8,10 @@ import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 from kio.schema.errors import ErrorCode
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
 from .errors import BrokenOff, Refusal, StoreDamaged, StoreFailed
@@ -44,8 +45,7 @@ _SPAN = struct.Struct(">qqqi")
 _ABORTED = struct.Struct(">qqq")
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """What is kept of a partition beside its batches."""
 
     start: int = 0
@@ -59,8 +59,7 @@ class Bounds:
     """The bytes it left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """A batch without its records."""
 
     base_offset: int
@@ -71,8 +70,7 @@ class Span:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class AbortedTransaction:
+class AbortedTransaction(Struct, frozen=True):
     producer_id: int
     first_offset: int
     last_offset: int
@@ -80,8 +78,7 @@ class AbortedTransaction:
     """The last stable offset when it was aborted; later entries begin at or after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(Struct, frozen=True):
     """A staged append, to be applied when its change is committed."""
 
     bounds: Bounds
@@ -92,8 +89,7 @@ class Append:
     aborted: AbortedTransaction | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Cached:
+class _Cached(Struct, frozen=True):
     last_offset: int
     value: bytes
 

@@ -5,7 +5,6 @@ for what an older version lacks, and answers with a mapping in which every versi
 ignores the rest.
 """
 
-import dataclasses
 import datetime
 import struct
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from kio.index import load_request_schema
 from kio.serial import entity_reader
+from msgspec import Struct
 
 from .errors import FrameMalformed
 from .shape import after_tags, check_shape
@@ -26,8 +26,7 @@ _PREFIX = struct.Struct(">hhi")
 _FRAME = struct.Struct(">i")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """The head of a request, and where its body begins."""
 
     api_key: int

@@ -429,7 +429,7 @@ async def _respond_later(node: Node, api: Api, envelope: Envelope, answer: Await
 
 
 def _written(node: Node, api: Api, envelope: Envelope, fields: Fields | None) -> list[Piece] | None:
-    node.metrics.requests.labels(api.name).inc()
+    node.metrics.answered(api.name).inc()
     if fields is None:
         return None
     return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
