@@ -99,18 +99,22 @@ class StoredBatch:
 
     __slots__ = ("_last_offset", "_log", "_size", "_value")
 
-    def __init__(self, log: "PartitionLog", last_offset: int, value: bytes) -> None:
+    def __init__(self, log: "PartitionLog", last_offset: int, value: bytes, size: int) -> None:
         self._log = log
         self._last_offset = last_offset
         self._value = value
-        self._size = size_of(value)
+        self._size = size
 
     def __len__(self) -> int:
         return self._size
 
-    def read(self) -> bytes:
-        """:raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
-        return self._log.read_stored(self._last_offset, self._value)
+    def read(self, at: int = 0) -> bytes:
+        """From byte `at` on. :raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
+        return self._log.read_stored(self._last_offset, self._value, at)
+
+    def send(self, socket: int) -> int:
+        """Send it unread, where that can be: how many bytes the socket took; the rest is to be read."""
+        return self._log.send_stored(self._value, socket)
 
 
 class TailCache:
@@ -266,11 +270,13 @@ class PartitionLog:
         size = 0
         try:
             for last, value in self._from(offset):
-                size += size_of(value)
+                own_size = size_of(value)
+                size += own_size
                 if last >= upper or (size > max_bytes and (found or not at_least_one)):
                     break
-                if found and is_apart(value) and not self._careful and self._store.reaches(value):
-                    found.append(StoredBatch(self, last, value))
+                later = is_apart(value) and not self._careful and (found or self._store.knows(value))
+                if later and self._store.reaches(value):
+                    found.append(StoredBatch(self, last, value, own_size))
                     continue
                 data = self._whole(last, value)
                 if data is None:
@@ -287,11 +293,12 @@ class PartitionLog:
                 raise Refusal(ErrorCode.kafka_storage_error, str(failed)) from failed
         return found
 
-    def read_stored(self, last_offset: int, value: bytes) -> bytes:
+    def read_stored(self, last_offset: int, value: bytes, at: int) -> bytes:
         """What `read` left to be read later; raises as `StoredBatch.read`."""
         try:
             data, why = self._whole(last_offset, value), "gone"
-            if data is None:  # it may have been taken out of its file meanwhile
+            # It may have been taken out of its file meanwhile; but the end of another would not fit what was sent.
+            if data is None and at == 0:
                 now = self._store.get(batch_key(self.number, last_offset))
                 data = self._whole(last_offset, now) if now is not None and size_of(now) == size_of(value) else None
         except StoreFailed:  # the store has said so
@@ -300,7 +307,11 @@ class PartitionLog:
             # The client asks again from where it was: this time no answer may begin that cannot be ended.
             self._careful = True
             raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is {why}.")
-        return data
+        return data[at:]
+
+    def send_stored(self, value: bytes, socket: int) -> int:
+        """As `StoredBatch.send`. Damage since it was checked is the reader's to find, by the batch's own sum."""
+        return self._store.send(value, socket) if self._store.knows(value) else 0
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """What stands for batches, by their last offset."""
@@ -317,7 +328,9 @@ class PartitionLog:
     def _whole(self, last_offset: int, value: bytes) -> bytes | None:
         """The batch, or None where it is damaged: its own sum is checked, ten times faster than RocksDB checks its."""
         data = self._store.whole(value)
-        return data if intact(data, last_offset) else None
+        found = intact(data, last_offset)
+        self._store.know(value, found)
+        return data if found else None
 
     def read_from_store_below(self, offset: int) -> None:
         """The store has what compaction left there; the cache still has what it took away."""

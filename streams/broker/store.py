@@ -227,6 +227,24 @@ class Store:
         except OSError as error:
             raise self.damaged(error) from error
 
+    def know(self, value: bytes, whole: bool) -> None:
+        """The batch for which a value stands was checked, and found whole or not."""
+        if not whole:
+            self.files.doubt()
+        elif is_apart(value):
+            self.files.know(unpack_place(value))
+
+    def knows(self, value: bytes) -> bool:
+        """Whether the batch for which a value stands is in a file, and was checked since the start."""
+        return is_apart(value) and self.files.knows(unpack_place(value))
+
+    def send(self, value: bytes, socket: int) -> int:
+        """Send a batch from its file to a socket; how many bytes it took. Who reads the rest is told what is wrong."""
+        try:
+            return self.files.send(unpack_place(value), socket)
+        except (OSError, AttributeError):  # a full or closed socket, a damaged file, a system without sendfile
+            return 0
+
     def reaches(self, value: bytes) -> bool:
         """
         Whether all of the batch for which a value stands can be there.

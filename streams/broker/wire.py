@@ -13,7 +13,6 @@ from typing import TypeAlias, cast
 from .errors import BrokenOff, FrameMalformed
 from .flight import Flight
 from .limits import Limits
-from .messages import whole
 from .writers import Piece
 
 Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
@@ -56,6 +55,7 @@ class Wire(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         # It tells when all is sent. Not 0, which TLS takes for always.
         self._transport.set_write_buffer_limits(high=1, low=0)
+        self._socket: int = transport.get_extra_info("socket").fileno()
         self._secure = transport.get_extra_info("sslcontext") is not None
 
     def data_received(self, data: bytes) -> None:
@@ -110,6 +110,8 @@ class Wire(asyncio.Protocol):
         """
         self._handle = handle
         self._hand_on()
+        if not self._busy:
+            self._go_on()
         while True:
             while not self._busy:
                 if self._ended:
@@ -127,8 +129,9 @@ class Wire(asyncio.Protocol):
             if rest is not None:
                 await rest
             self._busy = False
-            self._go_on()
             self._hand_on()
+            if not self._busy:
+                self._go_on()
 
     def _hand_on(self) -> None:
         """Have handled what has come whole, until something is to be awaited."""
@@ -207,7 +210,7 @@ class Wire(asyncio.Protocol):
         self._come = len(data)
 
     def _go_on(self) -> None:
-        if self._held_back:
+        if self._held_back and not self._transport.is_closing():
             self._held_back = False
             self._transport.resume_reading()
 
@@ -229,10 +232,22 @@ class Wire(asyncio.Protocol):
         return None
 
     async def _send(self, answer: Sequence[Piece]) -> None:
-        await self._drain()
         for piece in answer:
-            self._write(whole(piece))
-            await self._drain()
+            if self._full:
+                await self._all_sent()
+            if isinstance(piece, bytes):
+                self._write(piece)
+                continue
+            # From its file to the socket, without a copy of it; what is not taken at once, or is encrypted, by a copy.
+            taken = 0
+            if not self._secure:
+                if self._unsent:
+                    await self._all_sent()
+                taken = 0 if self._transport.is_closing() else piece.send(self._socket)
+            if taken < len(piece):
+                self._write(piece.read(taken))
+        if self._full:
+            await self._all_sent()
 
     @property
     def _full(self) -> bool:
@@ -244,10 +259,8 @@ class Wire(asyncio.Protocol):
             raise ConnectionResetError("The connection is closed.")
         self._transport.write(data)
 
-    async def _drain(self) -> None:
-        """Return when all that was written is sent, where it is much. Raises as `send`."""
-        if not self._full:
-            return
+    async def _all_sent(self) -> None:
+        """Return when all that was written is sent. Raises as `send`."""
         left = self._transport.get_write_buffer_size()
         try:
             async with asyncio.timeout(self._limits.answer_ms / 1000):
