@@ -274,8 +274,8 @@ class PartitionLog:
                 size += own_size
                 if last >= upper or (size > max_bytes and (found or not at_least_one)):
                     break
-                later = is_apart(value) and not self._careful and (found or self._store.knows(value))
-                if later and self._store.reaches(value):
+                apart = is_apart(value) and not self._careful
+                if apart and (self._store.knows(value) or (found and self._store.reaches(value))):
                     found.append(StoredBatch(self, last, value, own_size))
                     continue
                 data = self._whole(last, value)
