@@ -10,8 +10,9 @@ from .call import Call
 from .coordinator import Committed, Place
 from .errors import Refusal
 from .groups import Group, Joined, JoinRequest, Synced
-from .messages import Fields, Message, milliseconds
+from .messages import Message, milliseconds
 from .node import NODE_ID
+from .writers import Fields
 
 _GROUP_KEY, _TRANSACTION_KEY = 0, 1
 

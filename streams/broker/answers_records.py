@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import defaultdict
+from collections.abc import Awaitable
 from typing import Any
 
 from kio.schema.errors import ErrorCode
@@ -12,8 +13,9 @@ from .call import Call, names
 from .coordinator import Place
 from .errors import Refusal, StoreFailed, Unanswerable
 from .log import Append, PartitionLog
-from .messages import Fields, Message, Records, milliseconds, moment
+from .messages import Message, milliseconds, moment
 from .store import Change
+from .writers import Fields, Records
 
 _READ_COMMITTED = 1
 # Instead of a time, and the first version of ListOffsets that knows it. What lies in tiers is nothing here.
@@ -152,7 +154,7 @@ def _produce_one(
 # Fetch.
 
 
-async def fetch(call: Call) -> Fields:
+def fetch(call: Call) -> Fields | Awaitable[Fields]:
     """Answers when there are `min_bytes`, when something is wrong, or when the time is over."""
     request = call.request
     if getattr(request, "session_id", 0) != 0:
@@ -160,25 +162,28 @@ async def fetch(call: Call) -> Fields:
         return {"error_code": ErrorCode.fetch_session_id_not_found}
     wait_ms = min(milliseconds(request.max_wait), call.node.limits.fetch_wait_ms)
     fields = _fetch_now(call, anyway=wait_ms <= 0)
-    if fields is not None:
-        return fields
+    return fields if fields is not None else _fetch_later(call, wait_ms)
+
+
+async def _fetch_later(call: Call, wait_ms: int) -> Fields:
     logs = _logs_of(call)
     woken = asyncio.Event()
     for log in logs:
         log.watchers.add(woken.set)
     try:
         async with asyncio.timeout(wait_ms / 1000):
-            while fields is None:
+            # At once too: something may have been written before this began to watch.
+            while (fields := _fetch_now(call)) is None:
                 await woken.wait()
                 woken.clear()
-                fields = _fetch_now(call)
+            return fields
     except TimeoutError:
         fields = _fetch_now(call, anyway=True)
+        assert fields is not None
+        return fields
     finally:
         for log in logs:
             log.watchers.discard(woken.set)
-    assert fields is not None
-    return fields
 
 
 def _logs_of(call: Call) -> list[PartitionLog]:

@@ -11,9 +11,10 @@ from kio.schema.errors import ErrorCode
 from .batches import LEADER_EPOCH
 from .call import Call
 from .errors import Refusal
-from .messages import Fields, Message
+from .messages import Message
 from .node import NODE_ID
 from .topics import LIST, SETTINGS, Topic, check_configs, check_name
+from .writers import Fields
 
 _TOPIC, _BROKER = 2, 4
 _FROM_TOPIC, _BY_DEFAULT = 1, 5

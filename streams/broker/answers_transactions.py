@@ -10,8 +10,9 @@ from .answers_groups import accept_offsets
 from .call import Call
 from .coordinator import check_group_id
 from .errors import Refusal
-from .messages import Fields, Message, milliseconds, moment
+from .messages import Message, milliseconds, moment
 from .transactions import State, Transaction
+from .writers import Fields
 
 # Transactions of version 2 (KIP-890): from this version of TxnOffsetCommit on, committing for a group makes it part
 # of the transaction, from this one of EndTxn on, the end raises the producer's epoch,

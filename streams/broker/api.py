@@ -8,7 +8,7 @@ from kio.schema.errors import ErrorCode
 
 from . import answers_groups, answers_records, answers_topics, answers_transactions, sasl
 from .call import Call
-from .messages import Fields
+from .writers import Fields
 
 Answer: TypeAlias = Fields | Awaitable[Fields] | None
 """None where the client wants no answer (produce with acks=0)."""

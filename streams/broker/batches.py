@@ -6,7 +6,6 @@ sum, so a broker stamps them without touching, or reading, a record.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from aiokafka.record.default_records import (
@@ -16,6 +15,7 @@ from aiokafka.record.default_records import (
 )
 from crc32c import crc32c
 from kio.schema.errors import ErrorCode
+from msgspec import Struct
 
 from .errors import Refusal
 
@@ -39,8 +39,7 @@ _LAST_CODEC = 4  # zstd
 NO_PRODUCER = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """One record batch as it came from a producer or from the store."""
 
     data: bytes

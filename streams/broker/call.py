@@ -1,17 +1,16 @@
 """One request, as the functions that answer it see it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from kio.schema.errors import ErrorCode
+from msgspec import Struct
 
 from .errors import Refusal
 from .messages import Message
 from .node import Node
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     node: Node
     request: Message
     version: int

@@ -8,7 +8,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from .batches import Batch, Record, keep_records, read_batch, records_of
 from .clock import Clock

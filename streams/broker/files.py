@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeAlias
 
 # A descriptor each. Readers of old records go through a few files at a time.
 _OPEN_FILES = 16
+# Batches of older files that were found whole, about 150 bytes each; when there are more, they are looked at again.
+_KNOWN = 50_000
 _PLACE = struct.Struct(">IQI")
 _HELD = struct.Struct(">qQqQ")
 _OLDER_HELD = struct.Struct(">qQ")
@@ -91,6 +93,8 @@ class BatchFiles:
         self._open: dict[int, FileIO] = {}
         # A file that was closed is never written to again: it may end with what no change was made of.
         self._current = max(self._held, default=0)
+        self._first_own = self._current + 1
+        self._known: set[Place] = set()
         self._end = file_bytes
         for path in folder.glob("*.batches"):
             if path.stem.isdigit() and int(path.stem) not in self._held:
@@ -144,6 +148,27 @@ class BatchFiles:
         if file is None:
             return b""
         return os.pread(file.fileno(), place.size, place.at)
+
+    def know(self, place: Place) -> None:
+        """The batch there was checked."""
+        if place.file < self._first_own:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known.add(place)
+
+    def doubt(self) -> None:
+        """Something was found damaged: all is checked again."""
+        self._first_own = self._current + 1
+        self._known.clear()
+
+    def knows(self, place: Place) -> bool:
+        """Whether the batch there was checked since the start, when it came or when it was read."""
+        return place.file >= self._first_own or place in self._known
+
+    def send(self, place: Place, socket: int) -> int:
+        """Send the batch to a socket, unread; how many bytes it took. :raises OSError:"""
+        file = self._found(place.file)
+        return 0 if file is None else os.sendfile(socket, file.fileno(), place.at, place.size)
 
     def reaches(self, place: Place) -> bool:
         """Whether the file is there and has all of the place. :raises OSError:"""

@@ -21,10 +21,16 @@ class Flight:
     def room(self) -> int:
         return max(0, self.limit - self.held)
 
-    async def enter(self, size: int) -> None:
-        """Take room for a request before it is read; whoever has entered leaves."""
+    def enter_at_once(self, size: int) -> bool:
+        """Take room for a request before it is read, if there is any; whoever has entered leaves."""
         if size <= _SMALL_BYTES or (not self._waiting and self.held + size <= self.limit):
             self.held += size
+            return True
+        return False
+
+    async def enter(self, size: int) -> None:
+        """As `enter_at_once`, when there is room."""
+        if self.enter_at_once(size):
             return
         self.waited += 1
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

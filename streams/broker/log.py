@@ -8,9 +8,10 @@ import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 from kio.schema.errors import ErrorCode
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .batches import Batch, intact, marker, offset_at_time, read_batch, stamp
 from .errors import BrokenOff, Refusal, StoreDamaged, StoreFailed
@@ -44,8 +45,7 @@ _SPAN = struct.Struct(">qqqi")
 _ABORTED = struct.Struct(">qqq")
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """What is kept of a partition beside its batches."""
 
     start: int = 0
@@ -59,8 +59,7 @@ class Bounds:
     """The bytes it left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """A batch without its records."""
 
     base_offset: int
@@ -71,8 +70,7 @@ class Span:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class AbortedTransaction:
+class AbortedTransaction(Struct, frozen=True):
     producer_id: int
     first_offset: int
     last_offset: int
@@ -80,8 +78,7 @@ class AbortedTransaction:
     """The last stable offset when it was aborted; later entries begin at or after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(Struct, frozen=True):
     """A staged append, to be applied when its change is committed."""
 
     bounds: Bounds
@@ -92,8 +89,7 @@ class Append:
     aborted: AbortedTransaction | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Cached:
+class _Cached(Struct, frozen=True):
     last_offset: int
     value: bytes
 
@@ -103,18 +99,22 @@ class StoredBatch:
 
     __slots__ = ("_last_offset", "_log", "_size", "_value")
 
-    def __init__(self, log: "PartitionLog", last_offset: int, value: bytes) -> None:
+    def __init__(self, log: "PartitionLog", last_offset: int, value: bytes, size: int) -> None:
         self._log = log
         self._last_offset = last_offset
         self._value = value
-        self._size = size_of(value)
+        self._size = size
 
     def __len__(self) -> int:
         return self._size
 
-    def read(self) -> bytes:
-        """:raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
-        return self._log.read_stored(self._last_offset, self._value)
+    def read(self, at: int = 0) -> bytes:
+        """From byte `at` on. :raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
+        return self._log.read_stored(self._last_offset, self._value, at)
+
+    def send(self, socket: int) -> int:
+        """Send it unread, where that can be: how many bytes the socket took; the rest is to be read."""
+        return self._log.send_stored(self._value, socket)
 
 
 class TailCache:
@@ -216,9 +216,7 @@ class PartitionLog:
     ) -> Append:
         size = len(batch.data)
         latest = max(self.bounds.latest_timestamp, batch.max_timestamp)
-        bounds = replace(
-            self.bounds, end=batch.last_offset + 1, size=self.bounds.size + size, latest_timestamp=latest
-        )
+        bounds = replace(self.bounds, end=batch.last_offset + 1, size=self.bounds.size + size, latest_timestamp=latest)
         last = batch.last_offset
         value = self._store.put_batch(change, self.number, last, stamp(batch, batch.base_offset))
         change.put(span_key(self.number, last), _SPAN.pack(batch.base_offset, batch.max_timestamp, latest, size))
@@ -272,11 +270,13 @@ class PartitionLog:
         size = 0
         try:
             for last, value in self._from(offset):
-                size += size_of(value)
+                own_size = size_of(value)
+                size += own_size
                 if last >= upper or (size > max_bytes and (found or not at_least_one)):
                     break
-                if found and is_apart(value) and not self._careful and self._store.reaches(value):
-                    found.append(StoredBatch(self, last, value))
+                apart = is_apart(value) and not self._careful
+                if apart and (self._store.knows(value) or (found and self._store.reaches(value))):
+                    found.append(StoredBatch(self, last, value, own_size))
                     continue
                 data = self._whole(last, value)
                 if data is None:
@@ -293,11 +293,12 @@ class PartitionLog:
                 raise Refusal(ErrorCode.kafka_storage_error, str(failed)) from failed
         return found
 
-    def read_stored(self, last_offset: int, value: bytes) -> bytes:
+    def read_stored(self, last_offset: int, value: bytes, at: int) -> bytes:
         """What `read` left to be read later; raises as `StoredBatch.read`."""
         try:
             data, why = self._whole(last_offset, value), "gone"
-            if data is None:  # it may have been taken out of its file meanwhile
+            # It may have been taken out of its file meanwhile; but the end of another would not fit what was sent.
+            if data is None and at == 0:
                 now = self._store.get(batch_key(self.number, last_offset))
                 data = self._whole(last_offset, now) if now is not None and size_of(now) == size_of(value) else None
         except StoreFailed:  # the store has said so
@@ -306,7 +307,11 @@ class PartitionLog:
             # The client asks again from where it was: this time no answer may begin that cannot be ended.
             self._careful = True
             raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is {why}.")
-        return data
+        return data[at:]
+
+    def send_stored(self, value: bytes, socket: int) -> int:
+        """As `StoredBatch.send`. Damage since it was checked is the reader's to find, by the batch's own sum."""
+        return self._store.send(value, socket) if self._store.knows(value) else 0
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """What stands for batches, by their last offset."""
@@ -323,7 +328,9 @@ class PartitionLog:
     def _whole(self, last_offset: int, value: bytes) -> bytes | None:
         """The batch, or None where it is damaged: its own sum is checked, ten times faster than RocksDB checks its."""
         data = self._store.whole(value)
-        return data if intact(data, last_offset) else None
+        found = intact(data, last_offset)
+        self._store.know(value, found)
+        return data if found else None
 
     def read_from_store_below(self, offset: int) -> None:
         """The store has what compaction left there; the cache still has what it took away."""

@@ -5,49 +5,28 @@ for what an older version lacks, and answers with a mapping in which every versi
 ignores the rest.
 """
 
-import asyncio
-import dataclasses
 import datetime
 import struct
-import typing
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from kio.index import load_request_schema, load_response_schema
-from kio.schema.errors import ErrorCode
-from kio.serial import entity_reader, entity_writer
+from kio.index import load_request_schema
+from kio.serial import entity_reader
+from msgspec import Struct
 
-from .errors import BrokenOff, FrameMalformed
-from .limits import Limits
-from .log import StoredBatch
-from .shape import after_tags, check_shape, entity_in, is_tuple
+from .errors import FrameMalformed
+from .shape import after_tags, check_shape
+from .writers import Fields, Piece, Pieces, response_writer
 
 # Any: kio has one class for each version of a message, without a common base that would carry the fields.
 Message = Any
-Fields = Mapping[str, Any]
-Piece = bytes | StoredBatch
 
 _PREFIX = struct.Struct(">hhi")
 _FRAME = struct.Struct(">i")
-# Smaller fields are put together: a system call takes no more than a thousand pieces.
-_APART_BYTES = 16 * 1024
-_ZERO: Mapping[str, object] = {
-    "string": "",
-    "bytes": b"",
-    "records": b"",
-    "bool": False,
-    "error_code": ErrorCode.none,
-    "timedelta_i32": datetime.timedelta(0),
-    "timedelta_i64": datetime.timedelta(0),
-    "uuid": uuid.UUID(int=0),
-    "float64": 0.0,
-}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """The head of a request, and where its body begins."""
 
     api_key: int
@@ -88,50 +67,13 @@ def read_request(frame: bytes, envelope: Envelope) -> Message:
     return message
 
 
-class Records:
-    """Batches one after the other in the place of bytes, so that nobody puts them together."""
-
-    __slots__ = ("batches", "size")
-
-    def __init__(self, batches: Sequence[Piece]) -> None:
-        self.batches = batches
-        self.size = sum(map(len, batches))
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class _Pieces:
-    """What kio writes to: records stay as they are, so that they are copied by nobody before the socket."""
-
-    def __init__(self, *first: bytes) -> None:
-        self.found: list[Piece] = []
-        self._small = list(first)
-
-    def write(self, data: Piece | Records) -> int:
-        if isinstance(data, Records):
-            for batch in data.batches:
-                self.write(batch)
-        elif isinstance(data, bytes) and len(data) < _APART_BYTES:
-            self._small.append(data)
-        else:
-            self.end()
-            self.found.append(data)
-        return len(data)
-
-    def end(self) -> None:
-        if self._small:
-            self.found.append(b"".join(self._small))
-            self._small.clear()
-
-
 def write_response(api_key: int, version: int, correlation_id: int, fields: Fields) -> list[Piece]:
     """The whole frame in pieces, its length first. The first piece is what comes before the first large one."""
-    build, write, flexible_header = _response_writer(api_key, version)
-    pieces = _Pieces(_FRAME.pack(correlation_id), b"\0" if flexible_header else b"")
-    write(pieces, build(fields))
-    pieces.end()
-    first, *others = pieces.found
+    write, flexible_header = response_writer(api_key, version)
+    pieces = Pieces()
+    pieces.put(_FRAME.pack(correlation_id) + (b"\0" if flexible_header else b""))
+    write(fields, pieces)
+    first, *others = pieces.end()
     size = len(first) + sum(map(len, others))
     return [_FRAME.pack(size) + whole(first), *others]
 
@@ -139,23 +81,6 @@ def write_response(api_key: int, version: int, correlation_id: int, fields: Fiel
 def whole(piece: Piece) -> bytes:
     """:raises BrokenOff:"""
     return piece if isinstance(piece, bytes) else piece.read()
-
-
-async def send(writer: asyncio.StreamWriter, answer: Sequence[Piece], limits: Limits) -> None:
-    """:raises BrokenOff: when the answer cannot be ended, or a piece is not taken in time; also OSError."""
-    transport = writer.transport
-    for piece in answer:
-        writer.write(whole(piece))
-        if transport.get_write_buffer_size() <= limits.unsent_bytes and not transport.is_closing():
-            continue  # a timer costs more than to write a small answer
-        try:
-            async with asyncio.timeout(limits.answer_ms / 1000):
-                await writer.drain()
-        except TimeoutError:
-            transport.abort()  # to be closed in order, it would wait until all is taken
-            raise BrokenOff(
-                f"A piece of an answer, of {len(piece)} bytes, was not read in {limits.answer_ms} ms."
-            ) from None
 
 
 def milliseconds(delta: datetime.timedelta) -> int:
@@ -170,48 +95,3 @@ def moment(wall_ms: int) -> datetime.datetime | None:
 def _request_reader(api_key: int, version: int) -> tuple[Callable[[bytes, int], tuple[Message, int]], bool]:
     schema = load_request_schema(api_key, version)
     return entity_reader(schema), bool(schema.__header_schema__.__flexible__)
-
-
-@cache
-def _response_writer(api_key: int, version: int) -> tuple[Callable[[Fields], Message], Any, bool]:
-    schema = load_response_schema(api_key, version)
-    return builder(schema), entity_writer(schema), bool(schema.__header_schema__.__flexible__)
-
-
-def builder(schema: type[Any]) -> Callable[[Fields], Message]:
-    """A function that makes `schema` from a mapping, which may hold names of other versions."""
-    nested: list[tuple[str, Callable[[Fields], Message]]] = []
-    single: list[tuple[str, Callable[[Fields], Message]]] = []
-    plain: list[tuple[str, Any]] = []
-    for field in dataclasses.fields(schema):
-        inner = entity_in(field.type)
-        if inner is not None and is_tuple(field.type):
-            nested.append((field.name, builder(inner)))
-            continue
-        if inner is not None:
-            single.append((field.name, builder(inner)))
-        if field.default is not dataclasses.MISSING:
-            plain.append((field.name, field.default))
-        else:
-            plain.append((field.name, _default(field)))
-
-    def build(fields: Fields) -> Message:
-        values = {name: fields.get(name, default) for name, default in plain}
-        for name, build_inner in nested:
-            items = fields.get(name, ())
-            values[name] = None if items is None else tuple([build_inner(item) for item in items])
-        for name, build_inner in single:
-            if isinstance(values[name], Mapping):
-                values[name] = build_inner(values[name])
-        return schema(**values)
-
-    return build
-
-
-def _default(field: "dataclasses.Field[Any]") -> object:
-    if is_tuple(field.type):
-        return ()
-    kafka_type = field.metadata.get("kafka_type", "")
-    if type(None) in typing.get_args(field.type):
-        return None
-    return _ZERO.get(kafka_type, 0)

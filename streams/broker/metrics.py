@@ -1,6 +1,7 @@
 """Counters of the broker in a registry of its own, which the embedding process may expose."""
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -28,6 +29,7 @@ class Metrics:
             ["api"],
             registry=self.registry,
         )
+        self.answered = cache(self.requests.labels)
         self.received = Counter("headrace_broker_received_bytes", "Bytes of requests.", registry=self.registry)
         self.sent = Counter("headrace_broker_sent_bytes", "Bytes of responses.", registry=self.registry)
 

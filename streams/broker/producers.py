@@ -4,9 +4,10 @@ The rules are those of org.apache.kafka.storage.internals.log.ProducerAppendInfo
 """
 
 import struct
-from dataclasses import dataclass, replace
 
 from kio.schema.errors import ErrorCode
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .batches import Batch, following_sequence
 from .errors import Refusal
@@ -19,8 +20,7 @@ _ENDED = 0x80
 _WRITTEN = struct.Struct(">iiqq")
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """One batch of a producer, remembered so that it can be recognised when it comes again."""
 
     base_sequence: int
@@ -29,8 +29,7 @@ class Written:
     timestamp: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProducerState:
+class ProducerState(Struct, frozen=True):
     epoch: int
     batches: tuple[Written, ...] = ()
     first_offset: int = NO_OFFSET

@@ -17,8 +17,9 @@ from kio.schema.errors import ErrorCode
 
 from .call import Call
 from .errors import FrameMalformed, Unauthenticated
-from .messages import Envelope, Fields, Piece, read_envelope, read_request, write_response
+from .messages import Envelope, read_envelope, read_request, write_response
 from .users import HASHES, Users, salted, verifier_of
+from .writers import Fields, Piece
 
 API_VERSIONS, HANDSHAKE, AUTHENTICATE = 18, 17, 36
 VERSIONS = {HANDSHAKE: (0, 1), AUTHENTICATE: (0, 2)}

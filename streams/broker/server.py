@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Self
 from kio.schema.errors import ErrorCode
 
 from . import sasl
-from .api import API_VERSIONS, APIS, versions_answer
+from .api import API_VERSIONS, APIS, Api, versions_answer
 from .call import Call
 from .clock import Clock, SystemClock
 from .errors import (
@@ -33,18 +33,16 @@ from .errors import (
 )
 from .flight import Flight
 from .limits import Limits
-from .messages import Envelope, Piece, client_id, read_envelope, read_request, send, write_response
+from .messages import Envelope, client_id, read_envelope, read_request, write_response
 from .metrics import Metrics
 from .node import Node, open_node
 from .users import Users
+from .wire import Wire
+from .writers import Fields, Piece
 
 log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct(">i")
-_API_KEY = struct.Struct(">h")
-_PRODUCE = 0
-# One read of the socket; larger frames are put together from several.
-_READ_BUFFER_BYTES = 256 * 1024
 # Connections that are still writing an answer when the broker stops get this long.
 _STOP_GRACE_SECONDS = 2.0
 # When the process has no more file descriptors, accepting at once again would fail at once again.
@@ -288,10 +286,10 @@ class Broker:
 
     async def _serve(self, node: Node, connection: socket.socket, peer: str) -> None:
         self.metrics.connections.inc()
-        writer = None
+        wire = None
         try:
-            reader, writer = await self._admit(connection)
-            await self._converse(node, reader, writer, f"/{peer}")
+            wire = await self._admit(connection)
+            await wire.serve(partial(self._answer, node, wire, f"/{peer}"))
         except FrameMalformed as error:
             node.metrics.malformed.inc()
             log.warning("The connection of %s was closed: %s", peer, error)
@@ -310,87 +308,94 @@ class Broker:
             log.exception("A connection was closed because its request failed inside the broker.")
         finally:
             self.metrics.connections.dec()
-            if writer is not None:
-                writer.close()
+            if wire is not None:
+                wire.close()
             else:
                 connection.close()
 
-    async def _admit(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The streams of a connection, once it is known who is at the other end, where that is asked."""
+    async def _admit(self, connection: socket.socket) -> Wire:
+        """The wire of a connection, once it is known who is at the other end, where that is asked."""
         if self._tls is None and self._users is None:
-            return await self._streams(connection)
+            return await self._wire(connection)
         self._strangers += 1
         self.metrics.strangers.set(self._strangers)
         try:
             async with asyncio.timeout(self.limits.authentication_ms / 1000):
-                reader, writer = await self._streams(connection)
+                wire = await self._wire(connection)
                 if self._users is not None:
                     try:
-                        await self._authenticate(self._users, reader, writer)
+                        await self._authenticate(self._users, wire)
                     except BaseException:
-                        writer.close()
+                        wire.close()
                         raise
-            return reader, writer
+            return wire
         except TimeoutError:
             raise Unauthenticated(f"It was not known whose it is after {self.limits.authentication_ms} ms.") from None
         finally:
             self._strangers -= 1
             self.metrics.strangers.set(self._strangers)
 
-    async def _streams(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _wire(self, connection: socket.socket) -> Wire:
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reader = asyncio.StreamReader(limit=_READ_BUFFER_BYTES)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
-        transport.set_write_buffer_limits(high=self.limits.unsent_bytes)
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        wire = Wire(self.limits, self._flight)
+        await loop.connect_accepted_socket(lambda: wire, connection, ssl=self._tls)
+        return wire
 
-    async def _authenticate(self, users: Users, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _authenticate(self, users: Users, wire: Wire) -> None:
         async def receive() -> bytes:
-            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            (length,) = _LENGTH.unpack(await wire.read(_LENGTH.size))
             if not 0 <= length <= self.limits.unauthenticated_frame_bytes:
                 raise FrameMalformed(
                     f"A frame of {length} bytes before it was known whose it is; at most "
                     f"{self.limits.unauthenticated_frame_bytes} are taken."
                 )
-            return await reader.readexactly(length)
+            return await wire.read(length)
 
-        await sasl.authenticate(users, receive, partial(send, writer, limits=self.limits), _versions)
+        async def send(answer: list[Piece]) -> None:
+            rest = wire.send(answer)
+            if rest is not None:
+                await rest
 
-    async def _converse(
-        self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
-    ) -> None:
-        """One request at a time, as in Kafka: answers are in order, and a client holds one answer at most."""
-        limits, flight = node.limits, node.flight
-        while True:
-            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-            if not 0 < length <= limits.frame_bytes:
-                raise FrameMalformed(f"A frame of {length} bytes; 1 to {limits.frame_bytes} are taken.")
-            await flight.enter(length)
-            try:
-                frame = await _in_time(_frame(reader, length, limits), length, limits.frame_ms)
-                node.metrics.received.inc(length)
-                response = await self._respond(node, frame, host)
-                del frame
-            finally:
-                flight.leave(length)
-            if response is None:
-                continue
-            size = sum(map(len, response))
-            flight.take(size)
-            try:
-                # What is told of may have been written a moment ago, by whomever.
-                await node.store.settled()
-                node.metrics.sent.inc(size)
-                await send(writer, response, limits)
-            finally:
-                del response
-                flight.leave(size)
+        await sasl.authenticate(users, receive, send, _versions)
 
-    async def _respond(self, node: Node, frame: bytes, host: str) -> list[Piece] | None:
+    def _answer(self, node: Node, wire: Wire, host: str, frame: bytes) -> Awaitable[None] | None:
+        """Answer a request, for which room was taken; what is to be awaited before the next one of its connection.
+
+        One at a time, as in Kafka: answers are in order, and a client holds one answer at most.
+        """
+        size = len(frame)
+        node.metrics.received.inc(size)
+        try:
+            response = self._respond(node, frame, host)
+        except BaseException:
+            node.flight.leave(size)
+            raise
+        if isawaitable(response):
+            return self._answer_later(node, wire, size, response)
+        node.flight.leave(size)
+        return None if response is None else self._send(node, wire, response)
+
+    async def _answer_later(self, node: Node, wire: Wire, size: int, responding: Awaitable[list[Piece] | None]) -> None:
+        try:
+            response = await responding
+        finally:
+            node.flight.leave(size)
+        rest = None if response is None else self._send(node, wire, response)
+        del response
+        if rest is not None:
+            await rest
+
+    def _send(self, node: Node, wire: Wire, response: list[Piece]) -> Awaitable[None] | None:
+        size = sum(map(len, response))
+        node.metrics.sent.inc(size)
+        # What is told of may have been written a moment ago, by whomever.
+        rest = wire.send(response) if node.store.is_settled else _send_settled(node, wire, response)
+        return None if rest is None else _in_flight(node, size, rest)
+
+    def _respond(self, node: Node, frame: bytes, host: str) -> list[Piece] | Awaitable[list[Piece] | None] | None:
         envelope = read_envelope(frame)
         api = APIS.get(envelope.api_key)
         if api is None:
@@ -398,36 +403,52 @@ class Broker:
         if not api.oldest <= envelope.version <= api.newest:
             return _unsupported(envelope)
         call = Call(node, read_request(frame, envelope), envelope.version, client_id(frame), host)
-        try:
+        with _counted(node, api):
             answer = api.answer(call)
-            fields = await answer if isawaitable(answer) else answer
-        except (Unanswerable, StoreFailed, Refusal):
-            raise
-        except Exception:
-            node.metrics.failures.labels(api.name).inc()
-            raise
-        node.metrics.requests.labels(api.name).inc()
-        if fields is None:
-            return None
-        return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
+        if isawaitable(answer):
+            return _respond_later(node, api, envelope, answer)
+        return _written(node, api, envelope, answer)
 
 
-async def _frame(reader: asyncio.StreamReader, length: int, limits: Limits) -> bytes:
-    """The rest of a frame; a large one only where it is records that are large."""
-    if length <= limits.request_bytes:
-        return await reader.readexactly(length)
-    key = await reader.readexactly(_API_KEY.size)
-    if _API_KEY.unpack(key)[0] != _PRODUCE:
-        raise FrameMalformed(f"A request of {length} bytes; {limits.request_bytes} are taken, but of records.")
-    return key + await reader.readexactly(length - len(key))
-
-
-async def _in_time(reading: Awaitable[bytes], length: int, ms: int) -> bytes:
+@contextlib.contextmanager
+def _counted(node: Node, api: Api) -> Iterator[None]:
+    """Requests that fail inside the broker are counted."""
     try:
-        async with asyncio.timeout(ms / 1000):
-            return await reading
-    except TimeoutError:
-        raise FrameMalformed(f"A frame of {length} bytes was not whole after {ms} ms.") from None
+        yield
+    except (Unanswerable, StoreFailed, Refusal):
+        raise
+    except Exception:
+        node.metrics.failures.labels(api.name).inc()
+        raise
+
+
+async def _respond_later(node: Node, api: Api, envelope: Envelope, answer: Awaitable[Fields]) -> list[Piece] | None:
+    with _counted(node, api):
+        fields = await answer
+    return _written(node, api, envelope, fields)
+
+
+def _written(node: Node, api: Api, envelope: Envelope, fields: Fields | None) -> list[Piece] | None:
+    node.metrics.answered(api.name).inc()
+    if fields is None:
+        return None
+    return write_response(envelope.api_key, envelope.version, envelope.correlation_id, fields)
+
+
+async def _send_settled(node: Node, wire: Wire, response: list[Piece]) -> None:
+    await node.store.settled()
+    rest = wire.send(response)
+    if rest is not None:
+        del response
+        await rest
+
+
+async def _in_flight(node: Node, size: int, sending: Awaitable[None]) -> None:
+    node.flight.take(size)
+    try:
+        await sending
+    finally:
+        node.flight.leave(size)
 
 
 def _versions(envelope: Envelope, frame: bytes) -> tuple[list[Piece], bool]:

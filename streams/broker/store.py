@@ -159,6 +159,11 @@ class Store:
             raise StoreFailed(self.failure) from error
         self._written += 1
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `settled` has nothing to wait for."""
+        return not self._fsync or self._synced >= self._written
+
     async def settled(self) -> None:
         """
         Return when all that was committed before the call is as safe as promised: the group commit.
@@ -196,9 +201,7 @@ class Store:
         self.failure = f"Nothing is acknowledged any more, {why}."
         log.error(self.failure)
 
-    def put_batch(
-        self, change: Change, number: int, last_offset: int, pieces: Sequence[bytes | memoryview]
-    ) -> bytes:
+    def put_batch(self, change: Change, number: int, last_offset: int, pieces: Sequence[bytes | memoryview]) -> bytes:
         """Stage a batch of a partition; gives the value that stands for it (see `whole`)."""
         size = sum(map(len, pieces))
         # A power cut may leave the write-ahead log and not the file: so with `fsync` there is one of them alone.
@@ -223,6 +226,24 @@ class Store:
             return self.files.read(unpack_place(value))
         except OSError as error:
             raise self.damaged(error) from error
+
+    def know(self, value: bytes, whole: bool) -> None:
+        """The batch for which a value stands was checked, and found whole or not."""
+        if not whole:
+            self.files.doubt()
+        elif is_apart(value):
+            self.files.know(unpack_place(value))
+
+    def knows(self, value: bytes) -> bool:
+        """Whether the batch for which a value stands is in a file, and was checked since the start."""
+        return is_apart(value) and self.files.knows(unpack_place(value))
+
+    def send(self, value: bytes, socket: int) -> int:
+        """Send a batch from its file to a socket; how many bytes it took. Who reads the rest is told what is wrong."""
+        try:
+            return self.files.send(unpack_place(value), socket)
+        except (OSError, AttributeError):  # a full or closed socket, a damaged file, a system without sendfile
+            return 0
 
     def reaches(self, value: bytes) -> bool:
         """

@@ -19,10 +19,11 @@ from headrace.streams.broker.batches import Batch, read_batch, stamp
 from headrace.streams.broker.coordinator import GroupCoordinator
 from headrace.streams.broker.errors import Refusal, Unanswerable
 from headrace.streams.broker.log import Append, PartitionLog
-from headrace.streams.broker.messages import Piece, whole
+from headrace.streams.broker.messages import whole
 from headrace.streams.broker.server import Broker
 from headrace.streams.broker.store import Change, Store
 from headrace.streams.broker.transactions import Transaction, TransactionCoordinator
+from headrace.streams.broker.writers import Piece
 from kio.schema.errors import ErrorCode
 from rocksdict import WriteOptions
 
@@ -71,8 +72,8 @@ def loses_answers(patch: Patch) -> None:
 def _loses_answers(patch: Patch, of: set[int], every: int) -> None:
     respond, now = Broker._respond, _Now(every)
 
-    async def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> list[Piece] | None:
-        answer = await respond(self, node, frame, host)
+    def respond_or_not(self: Any, node: Any, frame: bytes, host: str) -> Any:
+        answer = respond(self, node, frame, host)
         if int.from_bytes(frame[:2]) in of and now():
             raise Unanswerable("The answer is lost.")
         return answer

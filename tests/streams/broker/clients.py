@@ -13,9 +13,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from headrace.streams.broker import Limits
-from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader, entity_writer
+
+from tests.streams.broker.building import builder
 
 PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR, DELETE_RECORDS = 0, 1, 2, 10, 21
 LEAVE_GROUP, DESCRIBE_GROUPS, LIST_GROUPS, DELETE_GROUPS = 13, 15, 16, 42

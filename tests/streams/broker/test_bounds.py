@@ -15,7 +15,7 @@ import pytest
 from headrace.streams.broker import AddressRefused, Broker, Limits, UsersUnreadable, users
 from headrace.streams.broker.flight import Flight
 from headrace.streams.broker.log import StoredBatch
-from headrace.streams.broker.messages import Records
+from headrace.streams.broker.writers import Records
 from kio.schema.errors import ErrorCode
 from prometheus_client import generate_latest
 

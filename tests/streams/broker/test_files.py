@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from headrace.streams.broker import Broker, FolderUnreadable
 from headrace.streams.broker.batches import read_batch, records_of
-from headrace.streams.broker.errors import BrokenOff, Refusal
+from headrace.streams.broker.errors import BrokenOff, Refusal, StoreDamaged
 from headrace.streams.broker.files import BatchFiles, Place
 from headrace.streams.broker.log import StoredBatch
 from headrace.streams.broker.messages import whole
-from headrace.streams.broker.store import Change, Store
+from headrace.streams.broker.store import Change, Store, batch_key
 from kio.schema.errors import ErrorCode
 
 from tests.streams.broker.clients import (
@@ -148,6 +148,50 @@ async def test_a_file_that_is_cut_off_under_the_broker_is_told_and_no_answer_is_
         told = await fetch(wire, 3)
         assert (told.error_code, told.records) == (ErrorCode.corrupt_message, b"")
         assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_a_file_that_is_cut_off_after_it_was_checked_breaks_off_one_answer_and_is_then_told(
+    tmp_path: Path,
+) -> None:
+    async with broker_of(tmp_path) as (_, clients):
+        await clients.topic("t", retention_ms="-1")
+        wire = await clients.wire()
+        for number in range(5):
+            await produce(wire, large(number))
+        assert served((await fetch(wire, 0)).records) == [0, 1, 2, 3, 4]
+        os.truncate(tmp_path / files(tmp_path)[1], len(large(2)) + SIZE // 2)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await fetch(wire, 0)
+        wire = await clients.wire()
+        assert served((await fetch(wire, 0)).records) == [0, 1, 2]
+        told = await fetch(wire, 3)
+        assert (told.error_code, told.records) == (ErrorCode.corrupt_message, b"")
+        assert served((await fetch(wire, 4)).records) == [4]
+
+
+async def test_batches_are_checked_once_since_the_start_and_again_when_any_is_found_damaged(tmp_path: Path) -> None:
+    async with broker_of(tmp_path) as (broker, clients):
+        await clients.topic("t", retention_ms="-1")
+        wire = await clients.wire()
+        for number in range(2):
+            await produce(wire, large(number))
+        store, log = broker._running.store, broker._running.topics.partition("t", 0)
+        first, second = (store.get(batch_key(log.number, number)) or b"" for number in range(2))
+        assert store.knows(first)
+    async with broker_of(tmp_path) as (broker, clients):
+        wire = await clients.wire()
+        store, log = broker._running.store, broker._running.topics.partition("t", 0)
+        assert not store.knows(first)
+        assert served((await fetch(wire, 0)).records) == [0, 1]
+        assert store.knows(first)
+        assert store.knows(second)
+        damage(tmp_path, 0)
+        assert served((await fetch(wire, 1)).records) == [1]
+        with pytest.raises(StoreDamaged):
+            log.batch(0)  # as a look-up by time does
+        assert not store.knows(second)
+        assert (await fetch(wire, 0)).error_code is ErrorCode.corrupt_message
+        assert served((await fetch(wire, 1)).records) == [1]
 
 
 async def test_a_file_that_cannot_be_opened_is_told_and_no_answer_is_broken_off(tmp_path: Path) -> None:
@@ -389,7 +433,7 @@ async def test_a_reader_whose_file_goes_while_its_answer_is_sent_gets_the_same_b
         await fill_together(await clients.wire())
         log = broker._running.topics.partition("t", 0)
         found = log.read(0, log.end, 10 * SIZE, at_least_one=True)
-        assert [type(piece) for piece in found] == [bytes, StoredBatch, StoredBatch]
+        assert [type(piece) for piece in found] == [StoredBatch, StoredBatch, StoredBatch]
         await (await clients.admin()).delete_topics(["other"])
         await broker.clean()
         assert files(tmp_path) == ["00000003.batches"]

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 from headrace.streams.broker import Broker
 from headrace.streams.broker.api import APIS
-from headrace.streams.broker.messages import builder
 from kio.index import load_request_schema
 from kio.serial import entity_writer
 
+from tests.streams.broker.building import builder
 from tests.streams.broker.clients import Clients
 from tests.streams.broker.test_versions import REQUESTS, VERSIONS
 
