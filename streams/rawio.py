@@ -35,11 +35,10 @@ _NO_BYTES = np.zeros(0, np.uint8)
 _NO_NUMBERS = np.zeros(0, np.int64)
 _NO_STRINGS = Spans(_NO_BYTES, _NO_NUMBERS, _NO_NUMBERS)
 
-AHEAD = 200
-"""Records that are read at least: one at a time costs as much each as so many at one go."""
-
 NOTHING = Columns(_NO_NUMBERS, _NO_NUMBERS, _NO_STRINGS, _NO_STRINGS)
 
+AHEAD = 200
+"""Records that are read at least: one at a time costs as much each as a hundred at one go."""
 
 SMALL = 4 << 10
 """Bytes of a fetch whose few records are sooner taken one by one: a lone record came 60 us later by columns."""
