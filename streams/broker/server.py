@@ -7,9 +7,8 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Mapping
 from functools import partial
-from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -373,7 +372,7 @@ class Broker:
         except BaseException:
             node.flight.leave(size)
             raise
-        if isawaitable(response):
+        if response is not None and not isinstance(response, list):
             return self._answer_later(node, wire, size, response)
         node.flight.leave(size)
         return None if response is None else self._send(node, wire, response)
@@ -403,28 +402,28 @@ class Broker:
         if not api.oldest <= envelope.version <= api.newest:
             return _unsupported(envelope)
         call = Call(node, read_request(frame, envelope), envelope.version, client_id(frame), host)
-        with _counted(node, api):
+        try:
             answer = api.answer(call)
-        if isawaitable(answer):
-            return _respond_later(node, api, envelope, answer)
-        return _written(node, api, envelope, answer)
+        except Exception as error:
+            _count(node, api, error)
+            raise
+        if answer is None or isinstance(answer, Mapping):
+            return _written(node, api, envelope, answer)
+        return _respond_later(node, api, envelope, answer)
 
 
-@contextlib.contextmanager
-def _counted(node: Node, api: Api) -> Iterator[None]:
+def _count(node: Node, api: Api, error: Exception) -> None:
     """Requests that fail inside the broker are counted."""
-    try:
-        yield
-    except (Unanswerable, StoreFailed, Refusal):
-        raise
-    except Exception:
+    if not isinstance(error, Unanswerable | StoreFailed | Refusal):
         node.metrics.failures.labels(api.name).inc()
-        raise
 
 
 async def _respond_later(node: Node, api: Api, envelope: Envelope, answer: Awaitable[Fields]) -> list[Piece] | None:
-    with _counted(node, api):
+    try:
         fields = await answer
+    except Exception as error:
+        _count(node, api, error)
+        raise
     return _written(node, api, envelope, fields)
 
 
