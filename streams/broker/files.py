@@ -165,10 +165,10 @@ class BatchFiles:
         """Whether the batch there was checked since the start, when it came or when it was read."""
         return place.file >= self._first_own or place in self._known
 
-    def send(self, place: Place, socket: int) -> int:
-        """Send the batch to a socket, unread; how many bytes it took. :raises OSError:"""
+    def send(self, place: Place, at: int, socket: int) -> int:
+        """Send the batch from its byte `at` on to a socket, unread; how many bytes it took. :raises OSError:"""
         file = self._found(place.file)
-        return 0 if file is None else os.sendfile(socket, file.fileno(), place.at, place.size)
+        return 0 if file is None else os.sendfile(socket, file.fileno(), place.at + at, place.size - at)
 
     def reaches(self, place: Place) -> bool:
         """Whether the file is there and has all of the place. :raises OSError:"""

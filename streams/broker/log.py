@@ -112,9 +112,13 @@ class StoredBatch:
         """From byte `at` on. :raises BrokenOff: when it is damaged or unreadable, or has been deleted meanwhile."""
         return self._log.read_stored(self._last_offset, self._value, at)
 
-    def send(self, socket: int) -> int:
-        """Send it unread, where that can be: how many bytes the socket took; the rest is to be read."""
-        return self._log.send_stored(self._value, socket)
+    def send(self, at: int, socket: int) -> int:
+        """Send it unread, from byte `at` on, if it was checked; how many bytes the socket took."""
+        return self._log.send_stored(self._value, at, socket)
+
+    def part(self, at: int, size: int) -> bytes:
+        """So many bytes from `at` on, if it was checked; none where it must be read."""
+        return self._log.part_of_stored(self._value, at, size)
 
 
 class TailCache:
@@ -309,9 +313,15 @@ class PartitionLog:
             raise BrokenOff(f"The batch of {self.topic} partition {self.index} that ends at {last_offset} is {why}.")
         return data[at:]
 
-    def send_stored(self, value: bytes, socket: int) -> int:
-        """As `StoredBatch.send`. Damage since it was checked is the reader's to find, by the batch's own sum."""
-        return self._store.send(value, socket) if self._store.knows(value) else 0
+    # Damage since a batch was checked is the reader's to find, by the batch's own sum.
+
+    def send_stored(self, value: bytes, at: int, socket: int) -> int:
+        """As `StoredBatch.send`."""
+        return self._store.send(value, at, socket) if self._store.knows(value) else 0
+
+    def part_of_stored(self, value: bytes, at: int, size: int) -> bytes:
+        """As `StoredBatch.part`."""
+        return self._store.part(value, at, size) if self._store.knows(value) else b""
 
     def _from(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """What stands for batches, by their last offset."""

@@ -7,9 +7,8 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Mapping
 from functools import partial
-from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,6 +44,9 @@ log = logging.getLogger(__name__)
 _LENGTH = struct.Struct(">i")
 # Connections that are still writing an answer when the broker stops get this long.
 _STOP_GRACE_SECONDS = 2.0
+# What the system holds of an answer that is not read yet (twice this, on Linux). Left to grow, it is megabytes, which
+# have left the processor's cache when the client comes to read them.
+_SEND_BUFFER_BYTES = 256 * 1024
 # When the process has no more file descriptors, accepting at once again would fail at once again.
 _ACCEPT_AGAIN_SECONDS = 0.1
 
@@ -340,6 +342,7 @@ class Broker:
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         wire = Wire(self.limits, self._flight)
         await loop.connect_accepted_socket(lambda: wire, connection, ssl=self._tls)
         return wire
@@ -373,7 +376,7 @@ class Broker:
         except BaseException:
             node.flight.leave(size)
             raise
-        if isawaitable(response):
+        if response is not None and not isinstance(response, list):
             return self._answer_later(node, wire, size, response)
         node.flight.leave(size)
         return None if response is None else self._send(node, wire, response)
@@ -403,28 +406,28 @@ class Broker:
         if not api.oldest <= envelope.version <= api.newest:
             return _unsupported(envelope)
         call = Call(node, read_request(frame, envelope), envelope.version, client_id(frame), host)
-        with _counted(node, api):
+        try:
             answer = api.answer(call)
-        if isawaitable(answer):
-            return _respond_later(node, api, envelope, answer)
-        return _written(node, api, envelope, answer)
+        except Exception as error:
+            _count(node, api, error)
+            raise
+        if answer is None or isinstance(answer, Mapping):
+            return _written(node, api, envelope, answer)
+        return _respond_later(node, api, envelope, answer)
 
 
-@contextlib.contextmanager
-def _counted(node: Node, api: Api) -> Iterator[None]:
+def _count(node: Node, api: Api, error: Exception) -> None:
     """Requests that fail inside the broker are counted."""
-    try:
-        yield
-    except (Unanswerable, StoreFailed, Refusal):
-        raise
-    except Exception:
+    if not isinstance(error, Unanswerable | StoreFailed | Refusal):
         node.metrics.failures.labels(api.name).inc()
-        raise
 
 
 async def _respond_later(node: Node, api: Api, envelope: Envelope, answer: Awaitable[Fields]) -> list[Piece] | None:
-    with _counted(node, api):
+    try:
         fields = await answer
+    except Exception as error:
+        _count(node, api, error)
+        raise
     return _written(node, api, envelope, fields)
 
 

@@ -238,12 +238,20 @@ class Store:
         """Whether the batch for which a value stands is in a file, and was checked since the start."""
         return is_apart(value) and self.files.knows(unpack_place(value))
 
-    def send(self, value: bytes, socket: int) -> int:
-        """Send a batch from its file to a socket; how many bytes it took. Who reads the rest is told what is wrong."""
+    def send(self, value: bytes, at: int, socket: int) -> int:
+        """Send a batch, from its byte `at` on, from its file to a socket; how many bytes it took."""
         try:
-            return self.files.send(unpack_place(value), socket)
+            return self.files.send(unpack_place(value), at, socket)
         except (OSError, AttributeError):  # a full or closed socket, a damaged file, a system without sendfile
             return 0
+
+    def part(self, value: bytes, at: int, size: int) -> bytes:
+        """Some bytes of a batch in a file, unchecked; fewer, or none, where they are not there."""
+        place = unpack_place(value)
+        try:
+            return self.files.read(Place(place.file, place.at + at, min(size, place.size - at)))
+        except OSError:
+            return b""
 
     def reaches(self, value: bytes) -> bool:
         """

@@ -13,6 +13,7 @@ from typing import TypeAlias, cast
 from .errors import BrokenOff, FrameMalformed
 from .flight import Flight
 from .limits import Limits
+from .log import StoredBatch
 from .writers import Piece
 
 Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
@@ -25,6 +26,7 @@ _PRODUCE = 0
 _AHEAD_BYTES = 512 * 1024
 # A client that sends many requests ahead would else hold up all others until they are answered.
 _FRAMES_OF_A_TURN = 16
+_NEXT_BYTES = 16 * 1024
 
 
 class Wire(asyncio.Protocol):
@@ -237,17 +239,26 @@ class Wire(asyncio.Protocol):
                 await self._all_sent()
             if isinstance(piece, bytes):
                 self._write(piece)
-                continue
-            # From its file to the socket, without a copy of it; what is not taken at once, or is encrypted, by a copy.
-            taken = 0
-            if not self._secure:
-                if self._unsent:
-                    await self._all_sent()
-                taken = 0 if self._transport.is_closing() else piece.send(self._socket)
-            if taken < len(piece):
-                self._write(piece.read(taken))
+            elif self._secure:
+                self._write(piece.read())
+            else:
+                await self._send_stored(piece)
         if self._full:
             await self._all_sent()
+
+    async def _send_stored(self, batch: StoredBatch) -> None:
+        """From its file to the socket without a copy of it, as far as that goes; the rest by a copy."""
+        at = 0
+        while at < len(batch):
+            if self._unsent:
+                await self._all_sent()
+            at += 0 if self._transport.is_closing() else batch.send(at, self._socket)
+            if at == len(batch):
+                return
+            # The socket is full. The loop tells when it no longer is, but only of what it was given itself.
+            data = batch.part(at, _NEXT_BYTES) or batch.read(at)
+            self._write(data)
+            at += len(data)
 
     @property
     def _full(self) -> bool:

@@ -14,11 +14,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from headrace.streams.broker import Limits
 from kio.index import load_request_schema, load_response_schema
+from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
 from tests.streams.broker.building import builder
 
 PRODUCE, FETCH, LIST_OFFSETS, FIND_COORDINATOR, DELETE_RECORDS = 0, 1, 2, 10, 21
+INIT_PRODUCER, DESCRIBE_TRANSACTIONS = 22, 65
 LEAVE_GROUP, DESCRIBE_GROUPS, LIST_GROUPS, DELETE_GROUPS = 13, 15, 16, 42
 # Sessions of tenths of a second and cleaning at once, so that tests of what time does are short.
 QUICK = Limits(session_timeout_min_ms=100, deadline_check_ms=10, cleaning_interval_ms=200)
@@ -144,6 +146,11 @@ class Clients:
                 asked = {"key_type": kind, "coordinator_keys": ("x",)}
                 while (await wire.ask(FIND_COORDINATOR, 4, **asked)).coordinators[0].error_code:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
+            # A Kafka that has just begun gives no producer ids yet, and knows no transactions.
+            while (await wire.ask(INIT_PRODUCER, 4, transactional_id=None)).error_code:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            while await self._transactions_are_loading(wire):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             while (listed := await wire.ask(LIST_GROUPS, 4)).error_code or listed.groups:
                 names = tuple(group.group_id for group in listed.groups)
                 for group in (await wire.ask(DESCRIBE_GROUPS, 5, groups=names)).groups:
@@ -151,6 +158,10 @@ class Clients:
                     await wire.ask(LEAVE_GROUP, 5, group_id=group.group_id, members=gone)
                 await wire.ask(DELETE_GROUPS, 2, groups_names=names)
                 await asyncio.sleep(0.1)
+
+    async def _transactions_are_loading(self, wire: Wire) -> bool:
+        asked = await wire.ask(DESCRIBE_TRANSACTIONS, 0, transactional_ids=("nobody's",))
+        return asked.transaction_states[0].error_code is not ErrorCode.transactional_id_not_found
 
     async def wire(self) -> Wire:
         host, port = self.address.rsplit(":", 1)

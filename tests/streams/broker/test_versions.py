@@ -33,6 +33,9 @@ def _with_id(fields: Any, topic_id: uuid.UUID) -> Any:
     return topic_id if fields == _TOPIC else fields
 
 
+# A transactional id that no test makes: of one that is there and idle Kafka tells the time -1, which kio cannot read.
+_NOBODYS = "nobody's"
+
 # One request for each API, with the fields of all its versions.
 REQUESTS: dict[int, dict[str, Any]] = {
     0: {"acks": 1, "timeout": _SECOND, "topic_data": _partition(records=batch(b"v"))},
@@ -62,14 +65,14 @@ REQUESTS: dict[int, dict[str, Any]] = {
     22: {"transactional_id": None, "transaction_timeout": _SECOND},
     23: {"replica_id": -1, "topics": _partition(leader_epoch=0)},
     24: {
-        "v3_and_below_transactional_id": "x",
+        "v3_and_below_transactional_id": _NOBODYS,
         "v3_and_below_topics": _PLACES,
-        "transactions": [{"transactional_id": "x", "topics": _PLACES}],
+        "transactions": [{"transactional_id": _NOBODYS, "topics": _PLACES}],
     },
-    25: {"transactional_id": "x", "group_id": "g"},
-    26: {"transactional_id": "x", "committed": True},
+    25: {"transactional_id": _NOBODYS, "group_id": "g"},
+    26: {"transactional_id": _NOBODYS, "committed": True},
     28: {
-        "transactional_id": "x",
+        "transactional_id": _NOBODYS,
         "group_id": "g",
         "topics": _partition(committed_offset=1, committed_metadata=""),
     },
@@ -84,7 +87,7 @@ REQUESTS: dict[int, dict[str, Any]] = {
     47: {"group_id": "g", "topics": _partition()},
     60: {"endpoint_type": 1},
     61: {"topics": _PLACES},
-    65: {"transactional_ids": ("x",)},
+    65: {"transactional_ids": (_NOBODYS,)},
     66: {},
     75: {"topics": [{"name": "t"}]},
 }

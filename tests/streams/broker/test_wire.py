@@ -320,16 +320,21 @@ def test_what_has_begun_when_the_task_is_cancelled_is_cancelled_where_it_waits(l
 class OfFile:
     """What a partition's log does for its stored batches."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, knows: bool) -> None:
         self.file = file
+        self.knows = knows
         self.sent: list[int] = []
 
-    def send_stored(self, value: bytes, to: int) -> int:
+    def send_stored(self, value: bytes, begun: int, to: int) -> int:
         at, size = struct.unpack(">ii", value)
         with contextlib.suppress(BlockingIOError):
-            self.sent.append(os.sendfile(to, self.file, at, size))
+            self.sent.append(os.sendfile(to, self.file, at + begun, size - begun))
             return self.sent[-1]
         return 0
+
+    def part_of_stored(self, value: bytes, begun: int, most: int) -> bytes:
+        at, size = struct.unpack(">ii", value)
+        return os.pread(self.file, min(most, size - begun), at + begun) if self.knows else b""
 
     def read_stored(self, _: int, value: bytes, begun: int) -> bytes:
         at, size = struct.unpack(">ii", value)
@@ -337,9 +342,9 @@ class OfFile:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize(("secure", "knows"), [(False, True), (False, False), (True, True)])
 def test_batches_go_from_their_file_in_order_with_what_lies_between_however_slowly_they_are_read(
-    loop: str, secure: bool, contexts: Contexts
+    loop: str, secure: bool, knows: bool, contexts: Contexts
 ) -> None:
     data = random.Random(1).randbytes(20_000_000)
     pieces: list[bytes | tuple[int, int]] = []
@@ -360,7 +365,7 @@ def test_batches_go_from_their_file_in_order_with_what_lies_between_however_slow
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        log = OfFile(file.fileno())
+        log = OfFile(file.fileno(), knows)
 
         async def server(wire: Wire) -> None:
             def stored(at: int, size: int) -> StoredBatch:
