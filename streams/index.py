@@ -221,19 +221,20 @@ class Names:
         state = self._state
         needed = len(self) + texts
         if needed > len(state.hash):
-            grown = {name: _grown(getattr(state, name), 2 * needed) for name in ("hash", "start", "length", "free")}
+            grown = {name: grown_to(getattr(state, name), 2 * needed) for name in ("hash", "start", "length", "free")}
             grown["length"][len(state.length) :] = -1
             self._state = state = state._replace(**grown)
         taken = int(state.counters[bytekernels.BYTES]) + size
         if taken > len(state.arena):
-            self._state = state = state._replace(arena=_grown(state.arena, 2 * taken))
+            self._state = state = state._replace(arena=grown_to(state.arena, 2 * taken))
         if 2 * (self.used + texts) > len(state.buckets):
             buckets = np.zeros(1 << (4 * (self.used + texts)).bit_length(), np.int64)
             self._state = state._replace(buckets=buckets)
             bytekernels.rehash(self._state)
 
 
-def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
+def grown_to(array: NDArray[Any], size: int) -> NDArray[Any]:
+    """A larger copy, with zeros behind."""
     grown = np.zeros((size, *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
     return grown

@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ from headrace.streams import index as numbering
 from headrace.streams import kernels
 from headrace.streams.batch import Changes, Column, Touched
 from headrace.streams.errors import StateError
-from headrace.streams.index import Index, Ints, Names, decoded
+from headrace.streams.index import Index, Ints, Names, decoded, grown_to
 from headrace.streams.spans import Spans, woven
 from numpy.typing import NDArray
 
@@ -212,7 +211,7 @@ class Table:
             self._state = state = state._replace(head=head)
         needed = self._rows_used + events
         if needed > len(state.pane):
-            grown = {k: _grown(getattr(state, k), 2 * needed) for k in _BY_ROW}
+            grown = {k: grown_to(getattr(state, k), 2 * needed) for k in _BY_ROW}
             self._state = state._replace(**grown, fcells=grown["cells"].view(np.float64))
         if self._keyed:
             self._reserve_entries(events * len(self._keyed))
@@ -221,9 +220,9 @@ class Table:
         state, needed = self._state, self._entries_used + more
         touched = int(state.counters[kernels.ENTRIES_TOUCHED]) + more
         if touched > len(state.touched):
-            state = state._replace(touched=_grown(state.touched, 2 * touched))
+            state = state._replace(touched=grown_to(state.touched, 2 * touched))
         if needed > len(state.entries):
-            state = state._replace(entries=_grown(state.entries, 2 * needed))
+            state = state._replace(entries=grown_to(state.entries, 2 * needed))
         self._state = state
         if 2 * needed > len(state.buckets):
             self._state = state._replace(buckets=np.zeros(1 << (4 * needed).bit_length(), np.int64))
@@ -524,12 +523,6 @@ def between(events: kernels.Events, begin: int, end: int | None = None) -> kerne
     values = np.ascontiguousarray(events.values[:, low:high])
     cut = events.at[low:high], events.slot[low:high], events.time[low:high]
     return kernels.Events(*cut, number, values, values.view(np.float64))
-
-
-def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
-    grown = np.zeros((size, *array.shape[1:]), array.dtype)
-    grown[: len(array)] = array
-    return grown
 
 
 def _bits(number: float) -> int:
