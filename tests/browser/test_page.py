@@ -205,7 +205,8 @@ def guarded(shop: Shop) -> Iterator[str]:
 
 def test_a_gateway_with_a_token_shows_its_page_to_who_brings_it(visit: Visit, shop: Shop) -> None:
     with guarded(shop) as url:
-        refused = visit.page.goto(url)
+        with visit.page.expect_console_message(lambda message: "401" in message.text):
+            refused = visit.page.goto(url)
         assert refused is not None
         assert refused.status == 401
         assert "open /?token=<token>" in visit.page.inner_text("body")
