@@ -240,7 +240,7 @@ async def sent(log: KafkaLog, outputs: Sequence[Record | Block], transactional: 
     try:
         await writer.begin()
         ends = await writer.send(outputs, 0)
-        await writer.commit("group", {})
+        await writer.commit()
         return ends
     finally:
         await writer.close()
