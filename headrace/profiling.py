@@ -46,7 +46,7 @@ WARM_SHARE = 0.1
 SILENCE = 30.0
 """Seconds without a row, where a log does not come to the end that it tells, after which what there was is told."""
 
-READING, MERGING, BACKGROUND = "read and cut batches", "merge inputs", "RocksDB, in the background"
+READING, MERGING, BACKGROUND = "read, and the cycle itself", "merge inputs", "RocksDB, in the background"
 
 
 @dataclass(slots=True)

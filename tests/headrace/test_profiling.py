@@ -76,7 +76,7 @@ def test_every_step_of_a_stage_is_told_with_its_share_and_nothing_is_written(sol
     assert 0 < made.events < SALES, "the first are not counted"
     steps = list(made.spent)
     assert steps == [
-        "read and cut batches", "decode profiled", "merge inputs", "Takings", "state rows of Takings",
+        "read, and the cycle itself", "decode profiled", "merge inputs", "Takings", "state rows of Takings",
         "lay out features.Takings", "lay out the changelog", "store rows in RocksDB", "RocksDB, in the background",
     ]  # fmt: skip
     assert all(made.spent[step] > 0 for step in steps[:-1])
