@@ -196,7 +196,7 @@ def run(events: Iterable[tuple[str, bytes]]) -> Iterator[tuple[dict[Hashable, An
     }
     for topic, value in events:
         try:
-            event = decode[topic](value)
+            event: Any = decode[topic](value)
         except msgspec.ValidationError:
             continue
         if not event.customer:
