@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numba
 from headrace.streams.kernels import UNKNOWN, kernel, part
 
-COMMA, CLOSE = 44, 93
+SPACE, QUOTE, COMMA, OPEN, BACKSLASH, CLOSE, OPEN_BRACE, CLOSE_BRACE = 32, 34, 44, 91, 92, 93, 123, 125
 USED, FREE, BYTES = range(3)
 """Counters of `Names`: numbers given so far, those that are free, and the bytes of the arena that are taken."""
 
@@ -39,24 +39,59 @@ def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None
             out[q + x] = data[p + x]
 
 
-@kernel(numba.void(BYTES_GIVEN, numba.int64[:, ::1], numba.int64[:, ::1], BYTES_GIVEN, _INTS, _OUT, _INTS))
-def assemble(data: Any, start: Any, length: Any, literals: Any, cuts: Any, out: Any, out_start: Any) -> None:
-    """Rows of strings between literals: literal 0, string 0, literal 1, ..., the last literal.
+@kernel(numba.void(BYTES_GIVEN, BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
+def put(literal: Any, data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
+    """Appends a literal and a string to each row. at: where the rows end so far; it moves on."""
+    for i in range(len(at)):
+        q, p = at[i], start[i]
+        for x in range(len(literal)):
+            out[q + x] = literal[x]
+        q += len(literal)
+        for x in range(length[i]):
+            out[q + x] = data[p + x]
+        at[i] = q + max(length[i], 0)
 
-    start, length: [string, row]; cuts: where each literal begins, and the end of the last
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, numba.boolean[::1]))
+def bare(data: Any, start: Any, length: Any, out: Any) -> None:
+    """Whether each text stands in JSON as it is: no control character, quote or backslash is in it."""
+    for i in range(len(start)):
+        out[i] = True
+        for x in range(start[i], start[i] + length[i]):
+            if data[x] < SPACE or data[x] == QUOTE or data[x] == BACKSLASH:
+                out[i] = False
+                break
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, numba.int64[:, ::1]))
+def members(data: Any, start: Any, length: Any, out: Any) -> None:
+    """Where the members of JSON objects without spaces begin.
+
+    out: int64[k, n], of the first k members, the brace or comma before each; the end where there are fewer
     """
-    strings = len(start)
-    for i in range(len(out_start)):
-        q = out_start[i]
-        for j in range(strings + 1):
-            for x in range(cuts[j], cuts[j + 1]):
-                out[q] = literals[x]
-                q += 1
-            if j < strings:
-                p = start[j, i]
-                for x in range(length[j, i]):
-                    out[q + x] = data[p + x]
-                q += max(length[j, i], 0)
+    for i in range(len(start)):
+        p, end = start[i], start[i] + length[i]
+        found, depth = 0, 0
+        while p < end and found < len(out):
+            c = data[p]
+            if c == QUOTE:
+                p += 1
+                while p < end and data[p] != QUOTE:
+                    p += 2 if data[p] == BACKSLASH else 1
+            elif c in (OPEN_BRACE, OPEN):
+                depth += 1
+                if depth == 1:
+                    out[found, i] = p
+                    found += 1
+            elif c in (CLOSE_BRACE, CLOSE):
+                depth -= 1
+            elif c == COMMA and depth == 1:
+                out[found, i] = p
+                found += 1
+            p += 1
+        while found < len(out):
+            out[found, i] = end
+            found += 1
 
 
 class Names(NamedTuple):

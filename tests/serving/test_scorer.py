@@ -54,7 +54,7 @@ def predictions(one: Scorer, **columns: list[Any]) -> list[Prediction]:
     made: Outputs = []
     one.process(batch, made)
     out = list(record_by_record(made))
-    assert [r.value for r in out] == batch.streams["orders"].fields["prediction.returns"].tolist()
+    assert [r.value for r in out] == list(batch.streams["orders"].encoded["prediction.returns"])
     assert {(r.topic, r.key) for r in out} == {("predictions.returns", b"anna")}
     return [msgspec.json.decode(r.value or b"", type=Prediction) for r in out]
 
