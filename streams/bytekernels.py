@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from headrace.streams.kernels import UNKNOWN, kernel, part
 
 SPACE, QUOTE, COMMA, OPEN, BACKSLASH, CLOSE, OPEN_BRACE, CLOSE_BRACE = 32, 34, 44, 91, 92, 93, 123, 125
@@ -30,26 +31,29 @@ def cut(text: Any, start: Any, length: Any) -> None:
         p += 1
 
 
+@part
+def copy(data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
+    """Copies so many bytes. Places are unsigned: with one that may be negative the compiler copies byte by byte."""
+    source, target = np.uint64(start), np.uint64(at)
+    for i in range(np.uint64(max(length, 0))):
+        out[target + i] = data[source + i]
+
+
 @kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
 def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None:
     """Copies strings to their places in another buffer."""
     for i in range(len(start)):
-        p, q = start[i], out_start[i]
-        for x in range(length[i]):
-            out[q + x] = data[p + x]
+        copy(data, start[i], length[i], out, out_start[i])
 
 
 @kernel(numba.void(BYTES_GIVEN, BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
 def put(literal: Any, data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
     """Appends a literal and a string to each row. at: where the rows end so far; it moves on."""
     for i in range(len(at)):
-        q, p = at[i], start[i]
-        for x in range(len(literal)):
-            out[q + x] = literal[x]
-        q += len(literal)
-        for x in range(length[i]):
-            out[q + x] = data[p + x]
-        at[i] = q + max(length[i], 0)
+        copy(literal, 0, len(literal), out, at[i])
+        at[i] += len(literal)
+        copy(data, start[i], length[i], out, at[i])
+        at[i] += max(length[i], 0)
 
 
 @kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, numba.boolean[::1]))
@@ -58,7 +62,8 @@ def bare(data: Any, start: Any, length: Any, out: Any) -> None:
     for i in range(len(start)):
         out[i] = True
         for x in range(start[i], start[i] + length[i]):
-            if data[x] < SPACE or data[x] == QUOTE or data[x] == BACKSLASH:
+            c = data[np.uint64(x)]
+            if c < SPACE or c in (QUOTE, BACKSLASH):
                 out[i] = False
                 break
 
@@ -73,11 +78,11 @@ def members(data: Any, start: Any, length: Any, out: Any) -> None:
         p, end = start[i], start[i] + length[i]
         found, depth = 0, 0
         while p < end and found < len(out):
-            c = data[p]
+            c = data[np.uint64(p)]
             if c == QUOTE:
                 p += 1
-                while p < end and data[p] != QUOTE:
-                    p += 2 if data[p] == BACKSLASH else 1
+                while p < end and data[np.uint64(p)] != QUOTE:
+                    p += 2 if data[np.uint64(p)] == BACKSLASH else 1
             elif c in (OPEN_BRACE, OPEN):
                 depth += 1
                 if depth == 1:
@@ -121,7 +126,7 @@ def _hash(data: Any, start: Any, length: Any) -> Any:
     """31 bits; every product fits int64, so that plain Python computes the same."""
     h = 2166136261
     for x in range(start, start + length):
-        h = ((h ^ int(data[x])) * 16777619) & 0xFFFFFFFF
+        h = ((h ^ int(data[np.uint64(x)])) * 16777619) & 0xFFFFFFFF
     h = ((h ^ (h >> 15)) & 0x7FFFFFFF) * 0x2C1B3C6D
     return (h ^ (h >> 31)) & 0x7FFFFFFF
 
@@ -142,7 +147,7 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
             if names.hash[one] == h and names.length[one] == size:
                 q, same = names.start[one], True
                 for x in range(size):
-                    if names.arena[q + x] != data[p + x]:
+                    if names.arena[np.uint64(q + x)] != data[np.uint64(p + x)]:
                         same = False
                         break
                 if same:
@@ -158,8 +163,7 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
                 names.counters[USED] += 1
             q = names.counters[BYTES]
             names.counters[BYTES] += size
-            for x in range(size):
-                names.arena[q + x] = data[p + x]
+            copy(data, p, size, names.arena, q)
             names.hash[found], names.start[found], names.length[found] = h, q, size
             names.buckets[at] = found + 1
         out[i] = found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 from headrace.streams import jsonkernels as kernels
 from headrace.streams.batch import Column
@@ -33,6 +34,9 @@ _PLAIN = (
     inspect.NoneType(),
 )  # fmt: skip
 """Types without a constraint (`msgspec.Meta`)."""
+
+_BOUNDS = {"gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal}
+"""Constraints on numbers that a column is held to as a whole."""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class JsonColumns:
         assert isinstance(info, inspect.StructType)
         assert [f.name for f in found] == [f.name for f in info.fields]
         self._fields = found
+        self._bounds = [bound for f in info.fields for bound in _bounds(f.name, f.type)]
         self._cell = [0, *accumulate(2 if f.kind == "str" else 1 for f in found)]
         # With their quotes, so that a name that begins with another is no match; msgspec lets none have quotes.
         names = [f.encode_name.encode() + b'"' for f in info.fields]
@@ -108,7 +113,8 @@ class JsonColumns:
     def takes(event: type[Event]) -> bool:
         """Whether every event of the class is a flat JSON object of scalars: int, float, bool, str, datetime.
 
-        Left to msgspec whole: events with constraints (`msgspec.Meta`), tags, `array_like` or `__post_init__`.
+        Left to msgspec whole: events with constraints (`msgspec.Meta`) other than bounds of numbers, tags, `array_like`
+        or `__post_init__`.
 
         Raises DeclarationError where the key or the time is of an unfit type.
         """
@@ -145,14 +151,34 @@ class JsonColumns:
                 texts[field.name] = Spans(values.data, cells[cell], cells[cell + 1])
             else:
                 columns[field.name] = _column(field, cells[cell], floats[cell])
+        for name, holds, bound in self._bounds:
+            column = columns[name]
+            kept = holds(column, bound)
+            ok &= kept | np.isnan(column) if column.dtype == np.float64 else kept
         return Plain(ok, time, columns, texts)
 
 
-def _plain(type: inspect.Type) -> bool:
-    """Whether a type is a scalar without constraints, or None beside one."""
+_NUMBER = inspect.IntType | inspect.FloatType
+
+
+def _every(type: inspect.Type) -> tuple[inspect.Type, ...]:
+    """The types that a value may have."""
     while isinstance(type, inspect.Metadata):
         type = type.type
-    return all(t in _PLAIN for t in (type.types if isinstance(type, inspect.UnionType) else (type,)))
+    return type.types if isinstance(type, inspect.UnionType) else (type,)
+
+
+def _plain(type: inspect.Type) -> bool:
+    """Whether a type is a scalar without constraints but bounds, or None beside one."""
+    free = dict.fromkeys(_BOUNDS)
+    bare = [msgspec.structs.replace(t, **free) if isinstance(t, _NUMBER) else t for t in _every(type)]
+    return all(t in _PLAIN for t in bare)
+
+
+def _bounds(name: str, type: inspect.Type) -> list[tuple[str, np.ufunc, float]]:
+    """What the values of a field are held to: the column, how it is compared and with what."""
+    said = [(how, getattr(t, how)) for t in _every(type) if isinstance(t, _NUMBER) for how in _BOUNDS]
+    return [(name, _BOUNDS[how], bound) for how, bound in said if bound is not None]
 
 
 def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64]) -> Column:

@@ -542,7 +542,7 @@ def test_parts_of_a_batch_and_one_batch_after_the_other_are_read_alike() -> None
 # Which events, and how.
 
 
-def test_it_takes_flat_events_of_scalars_without_constraints() -> None:
+def test_it_takes_flat_events_of_scalars_without_constraints_but_bounds() -> None:
     assert JsonColumns.takes(Line)
     assert JsonColumns.takes(Tick)
 
@@ -554,9 +554,9 @@ def test_it_takes_flat_events_of_scalars_without_constraints() -> None:
         who: str
         ms: int
 
-    class Bounded(Event, topic="bounded", key="who", time="ms"):
+    class Stepped(Event, topic="stepped", key="who", time="ms"):
         who: str
-        ms: Annotated[int, msgspec.Meta(gt=0)]
+        ms: Annotated[int, msgspec.Meta(gt=0, multiple_of=10)]
 
     class Short(Event, topic="short", key="who", time="ms"):
         who: str
@@ -593,10 +593,29 @@ def test_it_takes_flat_events_of_scalars_without_constraints() -> None:
         ms: int
 
     assert JsonColumns.takes(Told)
-    for event in (Packed, Bounded, Short, Nested, Either, Rowlike, Tagged, Checked):
+    assert JsonColumns.takes(Bounded)
+    for event in (Packed, Stepped, Short, Nested, Either, Rowlike, Tagged, Checked):
         assert not JsonColumns.takes(event)
     with pytest.raises(DeclarationError):
         JsonColumns.takes(Unfit)
+
+
+class Bounded(Event, topic="bounded", key="who", time="ms"):
+    who: str
+    ms: Annotated[int, msgspec.Meta(ge=0)]
+    n: Annotated[int, msgspec.Meta(gt=-3, le=5)]
+    x: Annotated[float, msgspec.Meta(ge=-0.5, lt=2)] = 0.0
+    m: Annotated[int, msgspec.Meta(lt=3)] | None = None
+    y: Annotated[Annotated[float, msgspec.Meta(gt=0.1)] | None, msgspec.Meta(description="if known")] = None
+
+
+def test_a_number_beyond_its_bounds_is_left_and_one_within_is_taken() -> None:
+    within: dict[str, list[Any]] = {"n": [-2, 5], "x": [-0.5, 1.9, 1], "m": [None, 2], "y": [None, 0.2, 1]}
+    beyond: dict[str, list[Any]] = {"n": [-3, 6], "x": [-0.6, 2], "m": [3], "y": [0.1, 0]}
+    good = {"who": "a", "ms": 1, "n": 0, "x": 0.5, "m": None, "y": None}
+    for name in within:
+        rows = [orjson.dumps(good | {name: value}) for value in within[name] + beyond[name]]
+        assert agree(Bounded, rows) == [True] * len(within[name]) + [False] * len(beyond[name])
 
 
 def test_every_field_of_very_many_is_told_from_the_others() -> None:
