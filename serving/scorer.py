@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from headrace.models import versions
+from headrace.models import linear, versions
 from headrace.models.model import Model
 from headrace.serving.errors import ScoringError
 from headrace.streams.batch import Batch, Block, Change, Column, Outputs, Rows
@@ -59,6 +59,7 @@ class Scorer:
     @version.setter
     def version(self, version: versions.Loaded) -> None:
         self._version = version
+        self._twin = None if version.estimator is None else linear.twin(version.estimator, self._names)
         beside = b"".join(b",%b:\0" % _text(name) for name in self._baselines)
         seen = b",".join(b"%b:\0" % _text(name) for name in self._names)
         # A zero byte stands for each value: JSON has none.
@@ -128,6 +129,9 @@ class Scorer:
     def _scores(self, rows: Rows, seen: Sequence[Column]) -> NDArray[np.float64]:
         if self.version.estimator is None:
             return np.full(len(rows), self._prior)
+        if self._twin is not None and all(column.dtype != np.object_ for column in seen):
+            answers = self._twin.predict_many(np.stack(seen, axis=1).astype(np.float64))
+            return np.where(np.isfinite(answers), np.clip(answers, 0.0, 1.0), self._prior)
         listed = [_listed(column) for column in seen]
         found = []
         for i, values in enumerate(zip(*listed, strict=True)):
