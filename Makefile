@@ -20,7 +20,7 @@ NODES ?= 1
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@echo "compiling the kernels (once on this machine; about half a minute)"
-	@$(BIN)/python -c "from headrace.streams import jsonkernels, kernels, recordbatches; kernels.warm()"
+	@$(BIN)/python -c "from headrace import worker; worker.kernels.warm()"
 	@touch $@
 
 .venv/test: .venv/run requirements-test.txt

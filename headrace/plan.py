@@ -230,7 +230,8 @@ def _event_stage(
                 operators.append(Settle(model.name, model.outcome, scorer.column))
                 follows.append(Follow(Partition(REGISTRY, 0), scorer.follow))
             if any(w.moment == "prediction" for w in model.watch):
-                operators.append(DriftMonitor(model, "prediction"))
+                seen = {name: column for column, name in model_columns(model)} | {"score": scorer.scores}
+                operators.append(DriftMonitor(model, "prediction", seen))
         keyless = app.partitions == 1
         sources = [_source(known[t], keyless, t in refusing, t in windowed) for t in inputs]
         read = [Input(source, Partition(source.topic, number)) for source in sources]

@@ -7,18 +7,19 @@ see the means of so many values in turn; choose it longer than what comes togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from headrace.models import artifacts
 from headrace.models.evaluation import log_loss
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Change, Outputs, Record
+from headrace.streams.batch import Batch, Change, Outputs, Record, Rows
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
-from headrace.streams.outcomes import Prediction
+from numpy.typing import NDArray
 from river import drift as river_drift
 from river.drift import binary
 
@@ -176,19 +177,43 @@ class _Watched:
         self.moved = True
         return shown if self.detector.drift_detected else None
 
+    def see_many(self, values: NDArray[np.float64]) -> list[tuple[int, float]]:
+        """Take values in order; the places of those that raised an alarm, each with what the detector was shown."""
+        found = []
+        at = 0
+        while at < len(values):
+            # All but the last value of a mean at once; summed in order, so that where batches are cut changes no bit.
+            few = values[at : at + self.watch.mean_of - self.count - 1]
+            if len(few):
+                self.total = float(np.cumsum(np.concatenate(([self.total], few)))[-1])
+                self.count += len(few)
+                self.counted = True
+                at += len(few)
+            if at < len(values):
+                shown = self.see(float(values[at]))
+                if shown is not None:
+                    found.append((at, shown))
+                at += 1
+        return found
+
 
 class DriftMonitor:
     """Feeds detectors one value at a time, in order, and publishes an alarm when one fires.
 
     The detector starts anew after its alarm. Memory is the detectors' own: logarithmic in the stream for ADWIN, a
     window for KSWIN, constant for the others.
+
+    columns: of what is seen at the prediction, the column of the batch by what is watched
     """
 
-    def __init__(self, model: Model, moment: Literal["outcome", "prediction"]) -> None:
+    def __init__(
+        self, model: Model, moment: Literal["outcome", "prediction"], columns: Mapping[str, str] | None = None
+    ) -> None:
         self.name = f"drift.{model.name}.{moment}"
         self._model = model.name
         self._moment = moment
         self._watches = [w for w in model.watch if w.moment == moment]
+        self._columns = dict(columns or {})
         self._stream = f"mature.{model.name}" if moment == "outcome" else model.on.contract.topic
         self.clear()
 
@@ -228,13 +253,17 @@ class DriftMonitor:
                     value = ERRORS[watched.watch.on](settled.score, settled.outcome)
                     self._see(watched, value, micros(settled.matures), settled.id, out)
         else:
-            for encoded in rows.fields[f"prediction.{self._model}"].tolist():
-                made = msgspec.json.decode(encoded, type=Prediction)
-                for watched in self._watched.values():
-                    on = watched.watch.on
-                    found = made.score if on == "score" else made.features.get(on)
-                    if isinstance(found, float):
-                        self._see(watched, found, micros(made.at), made.id, out)
+            self._see_columns(batch, rows, out)
+
+    def _see_columns(self, batch: Batch, rows: Rows, out: Outputs) -> None:
+        alarms = []
+        for n, watched in enumerate(self._watched.values()):
+            values = rows.fields[self._columns[watched.watch.on]].astype(np.float64)
+            there = np.flatnonzero(~np.isnan(values))
+            for place, shown in watched.see_many(values[there]):
+                alarms.append((int(there[place]), n, watched.watch, shown))
+        for row, _, watch, shown in sorted(alarms, key=lambda alarm: alarm[:2]):
+            out.append(self._alarm(watch, shown, int(batch.time[rows.at[row]]), rows.event_id(row)))
 
     def _see(self, watched: _Watched, value: float, at: int, event: str, out: Outputs) -> None:
         shown = watched.see(value)

@@ -52,6 +52,7 @@ class Rows:
     partition: the source partition all these rows came from
     offset:    int64[k], offsets in the source partition; with topic and partition they name the event
     published: int64[k], microseconds, when the producer published the record
+    encoded:   columns of byte strings that operators leave for those after them, by name
     """
 
     at: NDArray[np.int64]
@@ -60,6 +61,7 @@ class Rows:
     partition: int = 0
     offset: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     published: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    encoded: dict[str, Spans] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 import orjson
 from headrace.streams import bytekernels
 from headrace.streams.batch import Column, Rows
 from headrace.streams.expressions import Type
 from headrace.streams.spans import Spans, woven
+from numpy.typing import NDArray
 
 _PRINT = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
@@ -30,6 +32,27 @@ def printed(column: Column, type: Type) -> Spans:
     start, length = np.empty((2, len(column)), np.int64)
     bytekernels.cut(text, start, length)
     return Spans(text, start, length)
+
+
+def floats(column: NDArray[np.float64]) -> Spans:
+    """Each number as msgspec writes it; missing as null."""
+    texts = printed(column, Type("float", True))
+    large = np.flatnonzero(np.abs(column) >= _PLUS)
+    if not len(large):
+        return texts
+    others = Spans.of([msgspec.json.encode(value) for value in column[large].tolist()])
+    place = np.arange(len(column))
+    place[large] = len(column) + np.arange(len(large))
+    return Spans.joined([texts, others]).take(place)
+
+
+_PLUS = 1e16
+"""From here on orjson writes an exponent with its sign, msgspec without."""
+
+
+def encoded_texts(column: Column) -> Spans:
+    """Each text as JSON; missing as null."""
+    return Spans.of([msgspec.json.encode(text) for text in column.tolist()])
 
 
 def joined(named: Mapping[str, Sequence[bytes | None]]) -> Spans:

@@ -23,6 +23,7 @@ from headrace.streams.expressions import Col, Constant, Expression, Scope, Type,
 from headrace.streams.index import Index, Ints, Names
 from headrace.streams.jsonrows import printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
+from headrace.streams.spans import Spans, quoted, woven
 from headrace.streams.tables import Accumulator, Read, Table, listed, register
 from headrace.streams.windows import (
     MOST_COPIES,
@@ -315,17 +316,42 @@ def _reads(
 
 def index(plan: Plan) -> Index | Names:
     """Numbers for the entities of a plan."""
-    return Names() if [type.kind for type in plan.key_types.values()] == ["str"] else Index()
+    kinds = [type.kind for type in plan.key_types.values()]
+    # A bool is also the number of one that may be missing: equal as values, not as texts.
+    return Names() if kinds == ["str"] or (len(kinds) > 1 and "bool" not in kinds) else Index()
 
 
 def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) -> Ints:
     """The number of the entity of each row."""
     if isinstance(entities, Names):
-        [expression] = by.values()
-        texts = rows.texts(expression.name) if isinstance(expression, Col) else None
+        texts = _encoded_keys(by, rows)
         if texts is not None:
             return entities.numbers(texts)
     return entities.numbers(keys(by, rows))
+
+
+def _encoded_keys(by: Mapping[str, Expression], rows: Rows) -> Spans | None:
+    """The entity of each row as `index.encoded` writes it, by columns; None where a single text came as no span."""
+    if len(by) == 1:
+        [expression] = by.values()
+        return rows.texts(expression.name) if isinstance(expression, Col) else None
+    parts = [_encoded_part(expression, rows) for expression in by.values()]
+    found = woven([b"\0[", *[b","] * (len(parts) - 1), b"]"], parts)
+    missing = np.logical_or.reduce([part.length < 0 for part in parts])
+    return Spans(found.data, found.start, np.where(missing, -1, found.length))
+
+
+def _encoded_part(expression: Expression, rows: Rows) -> Spans:
+    """A part of each entity as JSON, missing where there is none."""
+    texts = rows.texts(expression.name) if isinstance(expression, Col) else None
+    if texts is not None:
+        found, missing = quoted(texts), texts.length < 0
+    else:
+        column = evaluate(expression, rows.fields, {}, len(rows))
+        if column.dtype == np.object_:
+            return Spans.of([None if v is None else msgspec.json.encode(v) for v in column.tolist()])
+        found, missing = printed(column, Type("int", True)), np.isnan(column)
+    return Spans(found.data, found.start, np.where(missing, -1, found.length))
 
 
 def keys(by: Mapping[str, Expression], rows: Rows) -> list[object]:

@@ -99,17 +99,17 @@ class Spans(Sequence[bytes | None]):
 
 def woven(literals: Sequence[bytes], columns: Sequence[Spans]) -> Spans:
     """One string a row: literal, string of column 0, literal, string of column 1, ..., the last literal."""
-    packed = [c if len(c.data) <= 2 * c.size + _SMALL else c.packed() for c in columns]
-    first = np.cumsum([0] + [len(c.data) for c in packed])
-    start = np.stack([c.start + at for c, at in zip(packed, first[:-1], strict=True)])
-    length = np.stack([c.length for c in packed])
-    cuts = np.cumsum([0] + [len(one) for one in literals])
-    sizes = np.maximum(length, 0).sum(axis=0) + cuts[-1]
-    out_start = np.cumsum(sizes) - sizes
-    out = np.empty(int(sizes.sum()), np.uint8)
-    text = np.frombuffer(b"".join(literals), np.uint8)
-    bytekernels.assemble(np.concatenate([c.data for c in packed]), start, length, text, cuts, out, out_start)
-    return Spans(out, out_start, sizes)
+    sizes = np.full(len(columns[0]), sum(len(one) for one in literals), np.int64)
+    for column in columns:
+        sizes += np.maximum(column.length, 0)
+    at = np.cumsum(sizes) - sizes
+    out = Spans(np.empty(int(sizes.sum()), np.uint8), at.copy(), sizes)
+    last = Spans(_NO_BYTES, at, np.zeros(len(sizes), np.int64))
+    for literal, column in zip(literals, [*columns, last], strict=True):
+        if literal or column is not last:
+            text = np.frombuffer(literal, np.uint8)
+            bytekernels.put(text, column.data, column.start, column.length, out.data, at)
+    return out
 
 
 def quoted(texts: Spans) -> Spans:
@@ -117,5 +117,4 @@ def quoted(texts: Spans) -> Spans:
     return woven([b'"', b'"'], [texts])
 
 
-_SMALL = 4_096
-"""Bytes that are copied sooner than packed."""
+_NO_BYTES = np.zeros(0, np.uint8)
