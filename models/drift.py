@@ -12,21 +12,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from headrace.models import artifacts
-from headrace.models.evaluation import log_loss
+from headrace.models import judgekernels as kernels
+from headrace.models.maturity import MatureRows
 from headrace.models.model import Model
 from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
+from headrace.streams.kernels import given
 from headrace.streams.outcomes import Prediction
+from numpy.typing import NDArray
 from river import drift as river_drift
 from river.drift import binary
 
-ERRORS: dict[str, Callable[[float, bool], float]] = {
-    "log_loss": log_loss,
-    "brier": lambda score, outcome: (score - outcome) ** 2,
-    "error": lambda score, outcome: float((score >= 0.5) != outcome),
-    "outcome": lambda score, outcome: float(outcome),
+ERRORS = {
+    "log_loss": kernels.LOG_LOSS,
+    "brier": kernels.BRIER,
+    "error": kernels.ERROR,
+    "outcome": kernels.OUTCOME,
 }
 """What can be watched once an outcome is mature."""
 
@@ -159,22 +163,24 @@ class _Watched:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.detector = watch.make()
-        self.total = 0.0
-        self.count = 0
+        self.held = np.zeros(2)
         self.moved = self.counted = False
 
-    def see(self, value: float) -> float | None:
-        """Take a value; what the detector was shown when it raised an alarm, or None."""
-        self.total += value
-        self.count += 1
-        self.counted = True
-        if self.count < self.watch.mean_of:
-            return None
-        shown = self.total / self.count
-        self.total, self.count = 0.0, 0
-        self.detector.update(bool(shown) if self.watch.binary else shown)
-        self.moved = True
-        return shown if self.detector.drift_detected else None
+    @property
+    def mean(self) -> tuple[float, int]:
+        """(total, count) of the values that the next mean is of."""
+        return float(self.held[kernels.TOTAL]), int(self.held[kernels.COUNT])
+
+    def see(self, values: NDArray[np.float64]) -> Iterator[tuple[int, float]]:
+        """Take values in order: the place of each at which an alarm came, and what the detector was shown then."""
+        shown, rows = np.empty(len(values)), np.empty(len(values), np.int64)
+        count = kernels.means(given(values), self.watch.mean_of, self.held, shown, rows)
+        self.counted |= len(values) > 0
+        for row, value in zip(rows[:count].tolist(), shown[:count].tolist(), strict=True):
+            self.detector.update(bool(value) if self.watch.binary else value)
+            self.moved = True
+            if self.detector.drift_detected:
+                yield row, value
 
 
 class DriftMonitor:
@@ -201,7 +207,7 @@ class DriftMonitor:
             if kind == "detector":
                 self._watched[key].detector = artifacts.load(value)
             else:
-                self._watched[key].total, self._watched[key].count = msgspec.msgpack.decode(value)
+                self._watched[key].held[:] = msgspec.msgpack.decode(value)
 
     def changes(self) -> list[Change]:
         changes: list[Change] = []
@@ -209,37 +215,42 @@ class DriftMonitor:
             if watched.moved:
                 changes.append((f"detector {key}".encode(), artifacts.dump(watched.detector)))
             if watched.counted and watched.watch.mean_of > 1:
-                changes.append((f"mean {key}".encode(), msgspec.msgpack.encode((watched.total, watched.count))))
+                changes.append((f"mean {key}".encode(), msgspec.msgpack.encode(watched.mean)))
             watched.moved = watched.counted = False
         return changes
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each detector, and how far the mean is that it sees next."""
         for key, watched in self._watched.items():
-            yield {"detector": key, "values": watched.count, "total": watched.total}
+            total, count = watched.mean
+            yield {"detector": key, "values": count, "total": total}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)
         if rows is None or not len(rows) or not self._watches:
             return
-        if self._moment == "outcome":
-            for settled in rows.fields["outcome"].tolist():
-                for watched in self._watched.values():
-                    value = ERRORS[watched.watch.on](settled.score, settled.outcome)
-                    self._see(watched, value, micros(settled.matures), settled.id, out)
+        alarms: list[tuple[int, int, float]] = []
+        if isinstance(rows, MatureRows):
+            outcomes = rows.outcomes
+            for n, watched in enumerate(self._watched.values()):
+                errors = np.empty(len(outcomes))
+                kind = ERRORS[watched.watch.on]
+                kernels.errors(kind, given(outcomes.score), given(outcomes.outcome), 2.0, errors)
+                alarms += [(row, n, value) for row, value in watched.see(errors)]
+            for row, n, value in sorted(alarms):
+                settled = outcomes.settled(row)
+                out.append(self._alarm(self._watches[n], value, micros(settled.matures), settled.id))
         else:
-            for encoded in rows.fields[f"prediction.{self._model}"].tolist():
-                made = msgspec.json.decode(encoded, type=Prediction)
-                for watched in self._watched.values():
-                    on = watched.watch.on
-                    found = made.score if on == "score" else made.features.get(on)
-                    if isinstance(found, float):
-                        self._see(watched, found, micros(made.at), made.id, out)
-
-    def _see(self, watched: _Watched, value: float, at: int, event: str, out: Outputs) -> None:
-        shown = watched.see(value)
-        if shown is not None:
-            out.append(self._alarm(watched.watch, shown, at, event))
+            made = [
+                msgspec.json.decode(one, type=Prediction) for one in rows.fields[f"prediction.{self._model}"].tolist()
+            ]
+            for n, watched in enumerate(self._watched.values()):
+                found = [_watched_of(one, watched.watch.on) for one in made]
+                places = [row for row, value in enumerate(found) if isinstance(value, float)]
+                values = np.array([found[row] for row in places], np.float64)
+                alarms += [(places[at], n, value) for at, value in watched.see(values)]
+            for row, n, value in sorted(alarms):
+                out.append(self._alarm(self._watches[n], value, micros(made[row].at), made[row].id))
 
     def _alarm(self, watch: Watch, value: float, at: int, event: str) -> Record:
         alarm = {
@@ -253,3 +264,7 @@ class DriftMonitor:
             "message": f"{watch.kind} saw {watch.on} of {self._model} change at {when(at):%Y-%m-%d %H:%M}",
         }
         return Record(f"drift.{self._model}", watch.key.encode(), msgspec.json.encode(alarm), 0)
+
+
+def _watched_of(made: Prediction, on: str) -> float | str | None:
+    return made.score if on == "score" else made.features.get(on)
