@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 
 class JsonCodec(MsgspecCodec):
-    """Flat JSON: what `JsonColumns` takes by kernels, and the other rows, each by itself, by msgspec."""
+    """Flat JSON: what `JsonColumns` takes by kernels, and the other rows, each by itself, by msgspec.
+
+    odd: how many of the latter there were
+    """
 
     def __init__(self, event: type[Event], keyless: bool = True) -> None:
         super().__init__(event, keyless)
         self._columns = JsonColumns(event, keyless)
+        self.odd = 0
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
@@ -29,6 +33,7 @@ class JsonCodec(MsgspecCodec):
         if plain.ok.all():
             return Decoded(np.arange(len(values)), Fields(plain.columns, plain.texts), plain.time, [])
         odd = np.flatnonzero(~plain.ok)
+        self.odd += len(odd)
         found = super().decode(list(values.take(odd)), list(keys.take(odd)), published[odd])
         refused = [(int(odd[i]), error) for i, error in found.refused]
         return _merged(plain, Decoded(odd[found.rows], found.fields, found.time, refused))
