@@ -25,7 +25,8 @@ from headrace.streams.features import Features, Reference, columns, declaration,
 from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
-from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
+from headrace.streams.outcomecolumns import OutcomeCodec, OutcomeColumns
+from headrace.streams.outcomes import Match, Outcome, Settle
 from headrace.streams.runner import TOMBSTONES_KEPT, Follow
 from headrace.streams.store import Store
 from headrace.streams.task import Task
@@ -250,15 +251,22 @@ def _learning_stage(app: App, model: Model) -> Stage:
     topic = f"outcomes.{model.name}"
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
-        operators: list[Operator] = [Mature(model.name), Learner(model), Evaluator(model)]
+        columns = _outcome_columns(model)
+        operators: list[Operator] = [Mature(model.name, columns), Learner(model, columns), Evaluator(model)]
         if any(w.moment == "outcome" for w in model.watch):
             operators.append(DriftMonitor(model, "outcome"))
-        read = [Input(Source(topic, OutcomeCodec()), Partition(topic, number))]
+        read = [Input(Source(topic, OutcomeCodec(columns)), Partition(topic, number))]
         changelog = Partition(f"{group}.changelog", number)
         return Task(name, number, read, operators, store, changelog, _learnt(model)), []
 
     outputs = (REGISTRY, f"metrics.{model.name}", f"drift.{model.name}")
     return Stage(name, group, 1, (topic,), outputs, build)
+
+
+def _outcome_columns(model: Model) -> OutcomeColumns:
+    texts = {f.name: f.kind == "str" for one in model.features for f in columns(one)}
+    features = [(name, texts[column]) for column, name in model_columns(model)]
+    return OutcomeColumns(features, ["base", *baselines(model)])
 
 
 def baselines(model: Model) -> dict[str, str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
 
 import numpy as np
 from headrace.streams import jsonkernels as kernels
 from headrace.streams.batch import Column
 from headrace.streams.codecs import MAX_EVENT_BYTES, MAX_INTEGER
 from headrace.streams.event import Event, Field, fields
+from headrace.streams.kernels import given
 from headrace.streams.spans import Spans
 from msgspec import inspect
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ FAR = 2**62
 _KINDS = {
     "int": kernels.INT, "float": kernels.FLOAT, "bool": kernels.BOOL, "str": kernels.TEXT, "time": kernels.TIME,
 }  # fmt: skip
-
-T = TypeVar("T", bound=np.generic)
 
 _BOUNDS = {"gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal}
 """Constraints of numbers (`msgspec.Meta`), by name."""
@@ -134,7 +132,7 @@ class JsonColumns:
         kernels.decode(
             _strings(values),
             _strings(keys),
-            _given(published),
+            given(published),
             self._schema,
             kernels.Cells(ok, time, cells, floats),
         )
@@ -212,14 +210,7 @@ def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64])
 
 
 def _strings(spans: Spans) -> kernels.Strings:
-    return kernels.Strings(_given(spans.data), _given(spans.start), _given(spans.length))
-
-
-def _given(array: NDArray[T]) -> NDArray[T]:
-    """The array as the kernel takes it: it is one type for arrays that may be written and another for others."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
+    return kernels.Strings(given(spans.data), given(spans.start), given(spans.length))
 
 
 def _int64(values: Sequence[int]) -> NDArray[np.int64]:

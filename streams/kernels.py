@@ -16,8 +16,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value", bound=np.generic)
 
 KERNELS: list[Kernel] = []
 
@@ -60,6 +63,15 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 def part(function: Function) -> Function:
     """Makes a function callable from kernels; it is compiled with them."""
     return cast(Function, _njit(error_model="numpy", _nrt=False, forceinline=True)(function))
+
+
+def given(array: NDArray[Value]) -> NDArray[Value]:
+    """The array as a kernel takes it that only reads it: to the compiler it is one type where it may be written and
+    another where it may not.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> None:
