@@ -9,7 +9,7 @@ import orjson
 from headrace.streams import bytekernels
 from headrace.streams.batch import Column, Rows
 from headrace.streams.expressions import Type
-from headrace.streams.spans import Spans, woven
+from headrace.streams.spans import Spans, quoted, woven
 
 _PRINT = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
@@ -30,6 +30,18 @@ def printed(column: Column, type: Type) -> Spans:
     start, length = np.empty((2, len(column)), np.int64)
     bytekernels.cut(text, start, length)
     return Spans(text, start, length)
+
+
+def written(texts: Spans) -> Spans:
+    """Texts that need no escape as JSON; missing as null."""
+    there = texts.length >= 0
+    if there.all():
+        return quoted(texts)
+    whole = quoted(texts.take(there))
+    null = len(whole.data)
+    start, length = np.full(len(texts), null), np.full(len(texts), 4)
+    start[there], length[there] = whole.start, whole.length
+    return Spans(np.concatenate([whole.data, np.frombuffer(b"null", np.uint8)]), start, length)
 
 
 def joined(named: Mapping[str, Sequence[bytes | None]]) -> Spans:

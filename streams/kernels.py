@@ -175,7 +175,7 @@ class Plan(NamedTuple):
     event?,
              values distinct by pane?)
     spec:    accumulators: (operation, column of values, first cell, 1: values are floats, 2: numbers of
-    texts)
+    texts, column that orders the events or -1: their times do)
     rates:   of each accumulator, the decay per microsecond
     init:    the cells of an empty pane
     reads:   (accumulator, panes, how, before its own event?)
@@ -697,8 +697,11 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
             (plan.spec[a, 3] == 1 and fvalue != fvalue) or (plan.spec[a, 3] == 2 and value < 0)
         ):
             continue
-        else:
+        elif plan.spec[a, 4] < 0:
             _fold(op, cell, row, state.cells, state.fcells, events.time[i], value, fvalue, plan.rates[a])
+        elif events.values[plan.spec[a, 4], i] != INT_MIN:
+            order = events.values[plan.spec[a, 4], i]
+            _fold(op, cell, row, state.cells, state.fcells, order, value, fvalue, plan.rates[a])
 
 
 @part

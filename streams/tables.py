@@ -50,13 +50,17 @@ def listed(column: Column) -> list[object]:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What a pane folds of one column: an operation of `kernels`, over the column `values`, by its text."""
+    """What a pane folds of one column: an operation of `kernels`, over the column `values`, by its text.
+
+    order: the column by which it finds the first or last, by its text; empty for the events' times
+    """
 
     operation: int
     values: str
     floating: bool = False
     rate: float = 0.0
     texts: bool = False
+    order: str = ""
 
     @property
     def column(self) -> tuple[str, bool, int]:
@@ -71,7 +75,8 @@ class Accumulator:
     def id(self) -> bytes:
         """Four bytes: 24 bits of what it computes, and its width in cells."""
         kind = "text" if self.texts else self.floating
-        name = f"{kernels.NAMES[self.operation]} {self.values} {kind} {self.rate!r}"
+        order = f" by {self.order}" if self.order else ""
+        name = f"{kernels.NAMES[self.operation]} {self.values} {kind} {self.rate!r}{order}"
         return (zlib.crc32(name.encode()) & 0xFFFFFF00 | self.width).to_bytes(4, "big")
 
     def init(self) -> list[int]:
@@ -107,6 +112,9 @@ class Read:
         return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
 
 
+ORDER = -1
+"""Stands for the operation of a column that orders events."""
+
 _CODED = (kernels.DISTINCT, kernels.REGISTERS)
 _FLOATS = (kernels.FSUM, kernels.FMIN, kernels.FMAX)
 
@@ -133,10 +141,12 @@ class Table:
     def seal(self, entities: Index | Names) -> None:
         """Fixes accumulators and reads, and makes the empty state."""
         self.entities = entities
-        self.columns = list(dict.fromkeys(a.column for a in self.accumulators))
+        orders = {a.order: (a.order, False, ORDER) for a in self.accumulators if a.order}
+        self.columns = list(dict.fromkeys([*(a.column for a in self.accumulators), *orders.values()]))
         first, spec = 0, []
         for a in self.accumulators:
-            spec.append((a.operation, self.columns.index(a.column), first, 2 if a.texts else a.floating))
+            by = self.columns.index(orders[a.order]) if a.order else -1
+            spec.append((a.operation, self.columns.index(a.column), first, 2 if a.texts else a.floating, by))
             first += a.width
         self.cells_wide = first
         self.read_index = {read: i for i, read in enumerate(self.reads)}
@@ -145,7 +155,7 @@ class Table:
         reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
         self._plan = kernels.Plan(
             shape=np.array([self.mode, self.width, self.ring, before, self.alone], np.int64),
-            spec=np.array(spec, np.int64).reshape(-1, 4),
+            spec=np.array(spec, np.int64).reshape(-1, 5),
             rates=np.array([a.rate for a in self.accumulators], np.float64),
             init=np.array([c for a in self.accumulators for c in a.init()], np.int64),
             reads=np.array(reads, np.int64).reshape(-1, 4),
