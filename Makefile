@@ -9,7 +9,7 @@ KILLS ?= 20
 SECONDS ?= 600
 NODES ?= 1
 
-.PHONY: .types run test test-stack stack check bench bench-broker sim kill-test kill-test-local history clean
+.PHONY: .types run test test-stack stack check bench bench-broker bench-nexmark sim kill-test kill-test-local history clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -20,7 +20,7 @@ NODES ?= 1
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@echo "compiling the kernels (once on this machine; about half a minute)"
-	@$(BIN)/python -c "from headrace.streams import jsonkernels, kernels, recordbatches; kernels.warm()"
+	@$(BIN)/python -c "from headrace.streams import jsonkernels, kernels, recordbatches, windowkernels; kernels.warm()"
 	@touch $@
 
 .venv/test: .venv/run requirements-test.txt
@@ -77,6 +77,9 @@ bench: .venv/test
 
 bench-broker: .venv/test
 	$(BIN)/python -m benchmarks.broker
+
+bench-nexmark: .venv/test
+	$(BIN)/python -m benchmarks.nexmark
 
 clean:
 	rm -rf .venv .types .headrace build *.egg-info
