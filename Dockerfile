@@ -26,6 +26,6 @@ WORKDIR /var/lib/headrace
 USER 10001:10001
 # As the user who runs them, into a folder that it may write: numba passes over a cache that it cannot write. On a machine
 # with another processor than this one they are compiled again at the first start.
-RUN python -c "from headrace.streams import jsonkernels, kernels, recordbatches; kernels.warm()"
+RUN python -c "from headrace.streams import jsonkernels, kernels, recordbatches, windowkernels; kernels.warm()"
 ENTRYPOINT ["headrace"]
 CMD ["--help"]
