@@ -83,7 +83,8 @@ def bid(time: float, item: str = "a", price: int = 1, **more: Any) -> Told:
 
 
 def marks(events: list[Told]) -> list[int]:
-    return np.maximum.accumulate([time for _, time, _ in events]).tolist()
+    found: list[int] = np.maximum.accumulate([time for _, time, _ in events]).tolist()
+    return found
 
 
 def run(
