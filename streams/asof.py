@@ -11,10 +11,10 @@ from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Fields,
 from headrace.streams.expressions import Col, Type, canonical, evaluate
 from headrace.streams.index import Ints
 from headrace.streams.inputs import WAKE
-from headrace.streams.jsonrows import event_ids, joined, printed, record_keys, written
+from headrace.streams.jsonrows import Piece, event_ids, joined, printed, record_keys, written
 from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.resultrows import missing
-from headrace.streams.spans import Spans, quoted
+from headrace.streams.spans import Spans
 from headrace.streams.tables import Table, nothing
 
 
@@ -116,7 +116,7 @@ class FeatureSet:
     def _publish(self, batch: Batch, main: Rows, out: Outputs) -> None:
         if not len(main):
             return
-        named = {"id": event_ids(main)}
+        named: dict[str, Spans | Piece] = {"id": event_ids(main)}
         for name, type in self._plan.key_types.items():
             named[name] = self._entity(main, name, type)
         named["at"] = printed(batch.time[main.at], Type("time", False))
@@ -128,12 +128,12 @@ class FeatureSet:
         keys = record_keys(main, key) if key else missing(len(main))
         out.append(Block(self._topic, keys, joined(named)))
 
-    def _entity(self, main: Rows, name: str, type: Type) -> Spans:
+    def _entity(self, main: Rows, name: str, type: Type) -> Spans | Piece:
         """The column `name` of what tells the entities apart, as JSON."""
         expression = self.declared.by[name]
         texts = main.texts(expression.name) if isinstance(expression, Col) and not type.optional else None
         if texts is not None:
-            return quoted(texts)
+            return written(texts)
         return printed(canonical(evaluate(expression, main.fields, {}, len(main)), type), type)
 
     def changes(self) -> Changes:

@@ -21,7 +21,7 @@ from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Col, Constant, Expression, Scope, Type, canonical, evaluate, parts
 from headrace.streams.index import Index, Ints, Names
-from headrace.streams.jsonrows import printed
+from headrace.streams.jsonrows import digits, printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.tables import ORDER, Accumulator, Read, Table, listed, register
 from headrace.streams.windows import (
@@ -357,7 +357,7 @@ def _ordered(column: Column) -> Ints:
 
 def index(plan: Plan) -> Index | Names:
     """Numbers for the entities of a plan."""
-    return Names() if [type.kind for type in plan.key_types.values()] == ["str"] else Index()
+    return Names() if [type.kind for type in plan.key_types.values()] in (["str"], ["int"]) else Index()
 
 
 def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) -> Ints:
@@ -369,6 +369,9 @@ def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) 
         texts = rows.texts(expression.name) if isinstance(expression, Col) else None
         if texts is not None:
             return entities.numbers(texts)
+        column = evaluate(expression, rows.fields, {}, len(rows))
+        if column.dtype == np.int64:
+            return entities.numbers(digits(column, b"\0"))
     return entities.numbers(keys(by, rows))
 
 
@@ -414,11 +417,16 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
             if floating:
                 values[i] = _ONE_BITS
             continue
-        column = evaluate(inputs[content], rows.fields, known, count)
+        expression = inputs[content]
+        texts = rows.texts(expression.name) if isinstance(expression, Col) else None
+        if texts is not None and coded in (kernels.FIRST, kernels.LAST):
+            values[i] = table.hold(content, texts)
+            continue
+        column = evaluate(expression, rows.fields, known, count)
         if coded == ORDER:
             values[i] = _ordered(column)
         elif coded in (kernels.FIRST, kernels.LAST):
-            values[i] = table.texts[content].numbers(listed(column))
+            values[i] = table.hold(content, listed(column))
         elif coded == kernels.DISTINCT:
             values[i] = table.values[content].numbers(listed(column))
         elif coded == kernels.REGISTERS:
@@ -433,20 +441,15 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
 _ONE_BITS = int(np.ones(1).view(np.int64)[0])
 
 
-def _texts(index: Index, numbers: Ints) -> Column:
-    found = np.empty(len(numbers), object)
-    count = len(index)
-    found[:] = [index.met[n] if 0 <= n < count else None for n in numbers.tolist()]
-    return found
-
-
 def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     """The column of an aggregation, from what its table read."""
     read: list[Column] = []
     for one in reads:
         bits = found[table.read_index[one]]
         if one.accumulator.texts:
-            return _texts(table.texts[one.accumulator.values], bits)
+            texts = np.empty(len(bits), object)
+            texts[:] = table.texts_of(one.accumulator.values, bits)
+            return texts
         read.append(bits.view(np.float64) if one.floating else bits)
     if kind != "mean":
         return read[0]

@@ -9,15 +9,15 @@ import orjson
 from headrace.streams import bytekernels
 from headrace.streams.expressions import Type
 from headrace.streams.index import Index, Ints, Names
-from headrace.streams.jsonrows import printed
-from headrace.streams.spans import Spans, quoted
+from headrace.streams.jsonrows import Piece, printed
+from headrace.streams.spans import Spans
 
 _ZERO, _SPACE, _QUOTE, _BACKSLASH = 0, 32, 34, 92
 WIDE = 64
 """Bytes of an entity up to which entities are compared as numbers."""
 
 
-def named(entities: Index | Names, types: Mapping[str, Type], slots: Ints) -> dict[str, Spans]:
+def named(entities: Index | Names, types: Mapping[str, Type], slots: Ints) -> dict[str, Spans | Piece]:
     """The columns that tell whose row it is, as JSON, by the names that tell entities apart."""
     kinds = [type.kind for type in types.values()]
     if kinds == ["int"]:
@@ -25,9 +25,9 @@ def named(entities: Index | Names, types: Mapping[str, Type], slots: Ints) -> di
     if kinds == ["str"]:
         texts = entities.spans(slots)
         if plain(texts):
-            return dict.fromkeys(types, quoted(texts))
+            return dict.fromkeys(types, Piece(b'"', texts, b'"'))
     values = [entities.value(slot) for slot in slots.tolist()]
-    found = {}
+    found: dict[str, Spans | Piece] = {}
     for i, (name, type) in enumerate(types.items()):
         single = [value[i] if isinstance(value, tuple) else value for value in values]
         if type.kind == "time":

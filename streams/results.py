@@ -25,7 +25,7 @@ from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Outputs
 from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.index import Ints
-from headrace.streams.jsonrows import joined, printed
+from headrace.streams.jsonrows import Piece, digits, joined, printed
 from headrace.streams.openwindows import OpenWindows
 from headrace.streams.plans import PUBLISHED, TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.spans import Spans
@@ -391,14 +391,14 @@ class WindowSet:
         windowkernels.settle(rows.window, rows.back, holds, self._windows.all, verdict)
         return verdict
 
-    def _head(self, rows: _Rows) -> dict[str, Spans]:
+    def _head(self, rows: _Rows) -> dict[str, Spans | Piece]:
         """The printed columns that tell whose row it is and of which window."""
         found = resultrows.named(self.entities, self._plan.key_types, rows.slot)
         time = Type("time", False)
         nothing = Spans.of([b"null"] * len(rows.at))
         found["start"] = nothing if isinstance(self._window, LastN) else printed(rows.start, time)
         found["end"] = printed(rows.end, time)
-        found["revision"] = printed(rows.revision, Type("int", False))
+        found["revision"] = digits(rows.revision)
         found["final"] = printed(rows.early == 0, Type("bool", False))
         return found
 

@@ -112,6 +112,10 @@ class Read:
         return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
 
 
+HELD = 1 << 40
+"""Stands, with the number of a row added, for the text of that row: most texts are replaced within their batch, and
+only those that are left in panes at its end get a number and a row of state."""
+
 ORDER = -1
 """Stands for the operation of a column that orders events."""
 
@@ -183,6 +187,7 @@ class Table:
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
         self.texts = {content: Index(told=True) for content in self._text_prefix}
+        self._texts_at_hand: dict[str, Sequence[object]] = {}
         self._loaded_texts: dict[str, dict[int, object]] = {content: {} for content in self._text_prefix}
         self._loaded_entries: list[Ints] = []
         self._swept = 0
@@ -260,6 +265,43 @@ class Table:
         found.append(self.advance(between(events, begin), between(wanted, begin)))
         return found[0] if len(found) == 1 else np.ascontiguousarray(np.concatenate(found, axis=1))
 
+    def hold(self, content: str, texts: Sequence[object]) -> Ints:
+        """What stands for these texts until the batch is over; `kernels.UNKNOWN` where one is missing.
+
+        texts: None where missing; or spans
+        """
+        if content in self._texts_at_hand:
+            self._settle_texts()
+        self._texts_at_hand[content] = texts
+        numbers = HELD + np.arange(len(texts))
+        if isinstance(texts, Spans):
+            return np.where(texts.length < 0, kernels.UNKNOWN, numbers)
+        missing = np.fromiter((text is None for text in texts), np.bool_, len(texts))
+        return np.where(missing, kernels.UNKNOWN, numbers)
+
+    def texts_of(self, content: str, numbers: Ints) -> list[object]:
+        """The texts that these stand for."""
+        met, held = self.texts[content].met, self._texts_at_hand.get(content, ())
+        if isinstance(held, Spans):
+            rows = numbers >= HELD
+            found = iter([text and text.decode() for text in held.take(numbers[rows] - HELD)])
+            return [next(found) if n >= HELD else met[n] if 0 <= n < len(met) else None for n in numbers.tolist()]
+        return [
+            held[n - HELD] if n >= HELD else met[n] if 0 <= n < len(met) else None for n in numbers.tolist()
+        ]  # fmt: skip
+
+    def _settle_texts(self) -> None:
+        """Numbers the texts of the batch that panes hold."""
+        touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
+        touched = touched[self._state.flag[touched] & kernels.DEAD == 0]
+        for a, spec in zip(self.accumulators, self._plan.spec, strict=True):
+            if a.values in self._texts_at_hand and a.texts:
+                cell = int(spec[2]) + 1
+                held = touched[self._state.cells[touched, cell] >= HELD]
+                texts = self.texts_of(a.values, self._state.cells[held, cell])
+                self._state.cells[held, cell] = self.texts[a.values].numbers(texts)
+        self._texts_at_hand.clear()
+
     def cell(self, accumulator: Accumulator) -> int:
         """The first cell of an accumulator."""
         return int(self._plan.spec[self.accumulators.index(accumulator), 2])
@@ -300,6 +342,7 @@ class Table:
 
     def changes(self, into: Changes) -> None:
         """Appends the rows touched since the last call."""
+        self._settle_texts()
         for content, index in self.texts.items():
             for number in index.fresh():
                 into.append((self._text_prefix[content] + _NUMBER.pack(number), index.encoded(number)))
