@@ -441,15 +441,20 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
 _ONE_BITS = int(np.ones(1).view(np.int64)[0])
 
 
+def _texts(index: Index, numbers: Ints) -> Column:
+    found = np.empty(len(numbers), object)
+    count = len(index)
+    found[:] = [index.met[n] if 0 <= n < count else None for n in numbers.tolist()]
+    return found
+
+
 def result(table: Table, kind: str, reads: list[Read], found: Ints) -> Column:
     """The column of an aggregation, from what its table read."""
     read: list[Column] = []
     for one in reads:
         bits = found[table.read_index[one]]
         if one.accumulator.texts:
-            texts = np.empty(len(bits), object)
-            texts[:] = table.texts_of(one.accumulator.values, bits)
-            return texts
+            return _texts(table.texts[one.accumulator.values], bits)
         read.append(bits.view(np.float64) if one.floating else bits)
     if kind != "mean":
         return read[0]

@@ -112,14 +112,11 @@ class Read:
         return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
 
 
-HELD = 1 << 40
-"""Stands, with the number of a row added, for the text of that row: most texts are replaced within their batch, and
-only those that are left in panes at its end get a number and a row of state."""
-
 ORDER = -1
 """Stands for the operation of a column that orders events."""
 
 _CODED = (kernels.DISTINCT, kernels.REGISTERS)
+_TIMED = (kernels.FIRST, kernels.LAST)
 _FLOATS = (kernels.FSUM, kernels.FMIN, kernels.FMAX)
 
 
@@ -187,7 +184,7 @@ class Table:
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
         self.texts = {content: Index(told=True) for content in self._text_prefix}
-        self._texts_at_hand: dict[str, Sequence[object]] = {}
+        self._held: dict[str, Sequence[object]] = {}
         self._loaded_texts: dict[str, dict[int, object]] = {content: {} for content in self._text_prefix}
         self._loaded_entries: list[Ints] = []
         self._swept = 0
@@ -248,6 +245,8 @@ class Table:
         self._reserve(len(events.at))
         out = np.empty((len(self.reads), len(wanted.at)), np.int64)
         kernels.advance(self._plan, self._state, events, wanted, out, out.view(np.float64))
+        if self._held and len(events.at):
+            self._number_texts(events, out)
         return out
 
     def advance_merging(
@@ -266,41 +265,44 @@ class Table:
         return found[0] if len(found) == 1 else np.ascontiguousarray(np.concatenate(found, axis=1))
 
     def hold(self, content: str, texts: Sequence[object]) -> Ints:
-        """What stands for these texts until the batch is over; `kernels.UNKNOWN` where one is missing.
+        """What stands for these texts until `advance` has taken them; `kernels.UNKNOWN` where one is missing.
 
-        texts: None where missing; or spans
+        texts: spans, or None where missing
         """
-        if content in self._texts_at_hand:
-            self._settle_texts()
-        self._texts_at_hand[content] = texts
-        numbers = HELD + np.arange(len(texts))
+        self._held[content] = texts
+        numbers = kernels.HELD + np.arange(len(texts))
         if isinstance(texts, Spans):
             return np.where(texts.length < 0, kernels.UNKNOWN, numbers)
         missing = np.fromiter((text is None for text in texts), np.bool_, len(texts))
         return np.where(missing, kernels.UNKNOWN, numbers)
 
-    def texts_of(self, content: str, numbers: Ints) -> list[object]:
-        """The texts that these stand for."""
-        met, held = self.texts[content].met, self._texts_at_hand.get(content, ())
-        if isinstance(held, Spans):
-            rows = numbers >= HELD
-            found = iter([text and text.decode() for text in held.take(numbers[rows] - HELD)])
-            return [next(found) if n >= HELD else met[n] if 0 <= n < len(met) else None for n in numbers.tolist()]
-        return [
-            held[n - HELD] if n >= HELD else met[n] if 0 <= n < len(met) else None for n in numbers.tolist()
-        ]  # fmt: skip
+    def _number_texts(self, events: kernels.Events, out: Ints) -> None:
+        """Gives numbers to the texts that became a pane's, in the order of the events, in panes and in what was read.
 
-    def _settle_texts(self) -> None:
-        """Numbers the texts of the batch that panes hold."""
+        Most texts of `last(..., order=...)` never do: each would be a row of state.
+        """
         touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
-        touched = touched[self._state.flag[touched] & kernels.DEAD == 0]
-        for a, spec in zip(self.accumulators, self._plan.spec, strict=True):
-            if a.values in self._texts_at_hand and a.texts:
-                cell = int(spec[2]) + 1
-                held = touched[self._state.cells[touched, cell] >= HELD]
-                texts = self.texts_of(a.values, self._state.cells[held, cell])
-                self._state.cells[held, cell] = self.texts[a.values].numbers(texts)
-        self._texts_at_hand.clear()
+        for content, held in self._held.items():
+            columns = [i for i, (text, _, coded) in enumerate(self.columns) if text == content and coded in _TIMED]
+            taken = events.values[columns]
+            rows = np.unique(taken[taken >= kernels.WON]) - kernels.WON - kernels.HELD
+            if not len(rows):
+                continue
+            if isinstance(held, Spans):
+                texts: list[object] = [text and text.decode() for text in held.take(rows)]
+            else:
+                texts = [held[row] for row in rows.tolist()]
+            numbers = self.texts[content].numbers(texts)
+            for a, spec in zip(self.accumulators, self._plan.spec, strict=True):
+                if a.texts and a.values == content:
+                    cell = int(spec[2]) + 1
+                    some = touched[self._state.cells[touched, cell] >= kernels.HELD]
+                    found = self._state.cells[some, cell] - kernels.HELD
+                    self._state.cells[some, cell] = numbers[np.searchsorted(rows, found)]
+            for read, i in self.read_index.items():
+                if read.accumulator.texts and read.accumulator.values == content:
+                    some = out[i] >= kernels.HELD
+                    out[i][some] = numbers[np.searchsorted(rows, out[i][some] - kernels.HELD)]
 
     def cell(self, accumulator: Accumulator) -> int:
         """The first cell of an accumulator."""
@@ -321,10 +323,10 @@ class Table:
 
     def panes(self) -> tuple[Ints, Ints, Ints]:
         """Entity, number and cells of every pane."""
-        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._held())
+        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._in_use())
         return self._state.owner[rows], self._state.pane[rows], self._state.cells[rows]
 
-    def _held(self) -> NDArray[np.bool_]:
+    def _in_use(self) -> NDArray[np.bool_]:
         held = np.ones(self._rows_used, np.bool_)
         held[self._state.free[: self._state.counters[kernels.FREE]]] = False
         return held
@@ -342,7 +344,6 @@ class Table:
 
     def changes(self, into: Changes) -> None:
         """Appends the rows touched since the last call."""
-        self._settle_texts()
         for content, index in self.texts.items():
             for number in index.fresh():
                 into.append((self._text_prefix[content] + _NUMBER.pack(number), index.encoded(number)))
