@@ -116,8 +116,8 @@ class Bench:
             if (first and now - moved > QUIET) or (warm and now - warm > self.seconds + LAST_COMMIT):
                 return meter, warm or now
             if now - began > (ENDED_WITHIN if first else STARTED_WITHIN):
-                logs = "\n".join(f"{log.name}: {children.said(log.stem)}" for log in children.folder.glob("*.log"))
-                raise Failed(f"{'no end' if first else 'no output'} within {now - began:.0f} s\n{logs}")
+                said = "; ".join(f"{log.stem}: {children.said(log.stem)}" for log in children.folder.glob("*.log"))
+                raise Failed(f"{'no end' if first else 'no output'} within {now - began:.0f} s ({said})")
 
 
 async def compared(engines: Sequence[Engine], count: int, seconds: float) -> list[Row]:
