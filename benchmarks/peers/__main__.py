@@ -42,8 +42,8 @@ STARTED_WITHIN = 180.0
 """Seconds to the first output: a JVM's start, and a group's first meeting."""
 ENDED_WITHIN = 420.0
 """Seconds to the end, of which most engines need a fifth: one that is not yet warm by then is on a machine too busy."""
-QUIET = 12.0
-"""Seconds without an output after which an engine is at the end of the topic; Flink has commits each 5 s."""
+QUIET = 30.0
+"""Seconds without an output after which an engine is at the end of the topic: some write in bursts."""
 LAST_COMMIT = 10.0
 """Seconds beyond what is timed, in which what was timed is committed."""
 

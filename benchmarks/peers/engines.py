@@ -119,7 +119,7 @@ def by_python(script: str, package: str, version: str, *beside: str) -> Callable
     return prepare
 
 
-BYTEWAX, QUIX, FAUST = "0.21.1", "3.28.1", "0.15.3"
+BYTEWAX, QUIX, PATHWAY, FAUST = "0.21.1", "3.28.1", "0.33.0", "0.15.3"
 
 ENGINES = (
     Engine(
@@ -142,6 +142,12 @@ ENGINES = (
         "exactly once; RocksDB; checkpoints and commits each 5 s",
         flink_sql,
         JVM_WARM,
+    ),
+    Engine(
+        "Pathway",
+        PATHWAY,
+        "at least once; snapshots of the input each 5 s",
+        by_python("pathway_job.py", "pathway", PATHWAY),
     ),
     Engine(
         "Bytewax",
