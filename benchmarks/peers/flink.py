@@ -92,7 +92,7 @@ class Flink:
         while not self._slots():
             self._children.check()
             if time.monotonic() > until:
-                raise Failed(f"Flink has no slot after {STARTED_WITHIN:.0f} s:\n{self._children.said('taskmanager')}")
+                raise Failed(f"Flink has no slot after {STARTED_WITHIN:.0f} s: {self._children.said('taskmanager')}")
             time.sleep(POLL)
 
     def submit(self, sql: str) -> list[str]:
@@ -105,7 +105,7 @@ class Flink:
         jobs = re.findall(r"Job ID: ([0-9a-f]{32})", told)
         if not jobs or "[ERROR]" in told:
             error = re.sub(r"\x1b\[[0-9;]*m", "", told).rpartition("[ERROR]")[2].strip()
-            raise Failed(f"Flink took no job: {error[:LAST]}")
+            raise Failed(f"Flink took no job: {' '.join(error.split())[:LAST]}")
         return jobs
 
     def state(self, job: str) -> str:
