@@ -129,6 +129,16 @@ class Flink:
         """Of each vertex by its name, what it has read and written: Flink's own `metrics`, as read-records."""
         return {v["name"]: v["metrics"] for v in self._ask(f"/jobs/{job}")["vertices"]}
 
+    def taken(self, job: str) -> int:
+        """Records that its sources have given, wherever they are chained with what follows; 0 before it runs."""
+        count = 0
+        for vertex in self._ask(f"/jobs/{job}")["vertices"]:
+            path = f"/jobs/{job}/vertices/{vertex['id']}/metrics"
+            given = [m["id"] for m in self._ask(path) if re.fullmatch(r"\d+\.Source_.*\.numRecordsOut", m["id"])]
+            if given:
+                count += sum(int(m["value"]) for m in self._ask(f"{path}?get={','.join(given)}"))
+        return count
+
     def cancel(self, job: str) -> None:
         self._http.patch(f"/jobs/{job}").raise_for_status()
 
