@@ -44,6 +44,7 @@ class Plain:
     """What became of the rows of a batch.
 
     ok:      bool[n], rows that were taken; of the others nothing below is meaningful
+    keyless: bool[n], of these the rows with which nothing is wrong but that their key field is empty
     time:    int64[n], event times, microseconds
     columns: of each field that is no text, by its name, a column of length n: int64, of int, and of times in
              microseconds; bool; float64, of float and of all that may be missing, NaN where it is
@@ -51,6 +52,7 @@ class Plain:
     """
 
     ok: NDArray[np.bool_]
+    keyless: NDArray[np.bool_]
     time: NDArray[np.int64]
     columns: dict[str, Column]
     texts: dict[str, Spans]
@@ -151,11 +153,14 @@ class JsonColumns:
                 texts[field.name] = Spans(values.data, cells[cell], cells[cell + 1])
             else:
                 columns[field.name] = _column(field, cells[cell], floats[cell])
+        keyless = ~ok & (time == kernels.NO_KEY)
         for name, holds, bound in self._bounds:
             column = columns[name]
             kept = holds(column, bound)
-            ok &= kept | np.isnan(column) if column.dtype == np.float64 else kept
-        return Plain(ok, time, columns, texts)
+            within = kept | np.isnan(column) if column.dtype == np.float64 else kept
+            ok &= within
+            keyless &= within
+        return Plain(ok, keyless, time, columns, texts)
 
 
 _NUMBER = inspect.IntType | inspect.FloatType

@@ -35,7 +35,7 @@ class Waiting:
     def clear(self) -> None:
         self.offset, self._start, self._length = (np.zeros(64, np.int64) for _ in range(3))
         self._gone = np.zeros(64, np.bool_)
-        self._data = np.zeros(1024, np.uint8)
+        self._data = np.empty(1024, np.uint8)
         self._count = self._bytes = self._unused = 0
         self._touched: list[Ints] = []
 
@@ -56,7 +56,9 @@ class Waiting:
             for name in ("offset", "_start", "_length", "_gone"):
                 setattr(self, name, grown_to(getattr(self, name), 2 * end))
         if self._bytes + size > len(self._data):
-            self._data = grown_to(self._data, 2 * (self._bytes + size))
+            data = np.empty(2 * (self._bytes + size), np.uint8)
+            data[: self._bytes] = self._data[: self._bytes]
+            self._data = data
         length = np.maximum(rows.length, 0)
         start = self._bytes + np.cumsum(length) - length
         bytekernels.gather(rows.data, rows.start, rows.length, self._data, start)
