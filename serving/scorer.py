@@ -102,7 +102,7 @@ class Scorer:
                 floats(scores),
                 *(floats(np.where(np.isfinite(column), column, rate)) for column in beside),
                 floats(self._latency(rows)),
-                *(_json(column) for column in seen),
+                *(_json(column, rows.encoded.get(name)) for column, name in zip(seen, self._columns, strict=True)),
             ],
         )
         out.append(Block(self._topic, record_keys(rows, self._key), values))
@@ -150,8 +150,9 @@ def _listed(column: Column) -> list[Any]:
     return [None if value is None or value != value else value for value in listed]
 
 
-def _json(column: Column) -> Spans:
-    return encoded_texts(column) if column.dtype == np.object_ else floats(column.astype(np.float64))
+def _json(column: Column, texts: Spans | None) -> Spans:
+    """texts: the column as its feature set has printed it, where it did."""
+    return encoded_texts(column) if column.dtype == np.object_ else floats(column.astype(np.float64), texts)
 
 
 def _text(text: str) -> bytes:

@@ -109,7 +109,10 @@ class FeatureSet:
             named[name] = self._entity(main, name, type)
         named["at"] = printed(batch.time[main.at], Type("time", False))
         for name in self._published:
-            named[name] = printed(main.fields[f"{self.name}.{name}"], self.types[name])
+            column = f"{self.name}.{name}"
+            named[name] = printed(main.fields[column], self.types[name])
+            if self.types[name].kind == "float":  # as a prediction tells it too; it tells an integer as a float
+                main.encoded[column] = named[name]
         out.append(Block(self._topic, record_keys(main, self.declared.key), joined(named)))
 
     def _entity(self, main: Rows, name: str, type: Type) -> Spans:
