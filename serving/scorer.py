@@ -46,7 +46,8 @@ class Scorer:
         self._key = model.on.contract.key
         self._columns = [column for column, _ in columns]
         self._names = [name for _, name in columns]
-        self._baselines = dict(baselines)
+        # One may take the place of the base rate.
+        self._baselines = {name: baselines[name] for name in dict.fromkeys(["base", *baselines]) if name in baselines}
         self._now = now
         self._prior = model.outcome.prior if model.outcome else 0.5
         self.version = self._first = versions.Loaded(f"{model.name}@0", self._prior, None)
@@ -60,14 +61,15 @@ class Scorer:
     def version(self, version: versions.Loaded) -> None:
         self._version = version
         self._twin = None if version.estimator is None else linear.twin(version.estimator, self._names)
-        beside = b"".join(b",%b:\0" % _text(name) for name in self._baselines)
+        rate = [] if "base" in self._baselines else [b'"base":' + msgspec.json.encode(version.rate)]
+        beside = b",".join([*rate, *(b"%b:\0" % _text(name) for name in self._baselines)])
         seen = b",".join(b"%b:\0" % _text(name) for name in self._names)
         # A zero byte stands for each value: JSON has none.
         row = (
-            b'{"id":\0,"key":\0,"at":\0,"score":\0,"baselines":{"base":%b%b},"version":%b,"route":"embedded",'
+            b'{"id":\0,"key":\0,"at":\0,"score":\0,"baselines":{%b},"version":%b,"route":"embedded",'
             b'"latency_ms":\0,"features":{%b}}'
         )
-        self._literals = (row % (msgspec.json.encode(version.rate), beside, _text(version.name), seen)).split(b"\0")
+        self._literals = (row % (beside, _text(version.name), seen)).split(b"\0")
 
     def follow(self, fetched: Fetched) -> None:
         """Take the newest version of this model among registry records; after a reset there is none."""
