@@ -44,7 +44,7 @@ class Spans(Sequence[bytes | None]):
         length = np.concatenate([part.length for part in parts])
         if all(part.data is parts[0].data for part in parts):
             return cls(parts[0].data, np.concatenate([part.start for part in parts]), length)
-        packed = [part.packed() for part in parts]
+        packed = [part._dense() for part in parts]
         first = np.cumsum([0, *(len(part.data) for part in packed)])
         start = np.concatenate([part.start + at for part, at in zip(packed, first[:-1], strict=True)])
         return cls(np.concatenate([part.data for part in packed]), start, length)
@@ -91,6 +91,10 @@ class Spans(Sequence[bytes | None]):
         bytekernels.gather(self.data, self.start, self.length, data, start)
         return Spans(data, start, self.length)
 
+    def _dense(self) -> Spans:
+        """The same strings in a buffer that holds hardly anything else, so that it may be copied whole."""
+        return self if len(self.data) <= 2 * self.size + _SMALL else self.packed()
+
     @property
     def size(self) -> int:
         """Bytes of all of them."""
@@ -99,7 +103,7 @@ class Spans(Sequence[bytes | None]):
 
 def woven(literals: Sequence[bytes], columns: Sequence[Spans]) -> Spans:
     """One string a row: literal, string of column 0, literal, string of column 1, ..., the last literal."""
-    packed = [c if len(c.data) <= 2 * c.size + _SMALL else c.packed() for c in columns]
+    packed = [column._dense() for column in columns]
     first = np.cumsum([0] + [len(c.data) for c in packed])
     start = np.stack([c.start + at for c, at in zip(packed, first[:-1], strict=True)])
     length = np.stack([c.length for c in packed])
