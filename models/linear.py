@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import pickle
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,15 +56,16 @@ class Twin:
     """
 
     def __init__(self, names: Sequence[str], model: Any) -> None:
-        """Raises _Unknown where the model or its state is not covered. model: is kept, and never changed."""
+        """Raises _Unknown where the model or its state is not covered."""
         self.names = tuple(names)
-        self._model = model
+        self._model = artifacts.dump(model)
         self._options = _options(model)
         self._cells, self._held = _read(_Parts.of(model), self.names)
         if not kernels.sound_linear(self._options, self._cells, self._held):
             raise _Unknown
         self._room = np.zeros(len(self.names))
         self._moved = False
+        self._begun: bytes | None = None
 
     def predict_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of True, float64[n]. x: float64[n, features], NaN where one is missing."""
@@ -93,11 +94,15 @@ class Twin:
 
     def river(self) -> Any:
         """The estimator as river has it, in this state; a new one each time."""
-        model = copy.deepcopy(self._model)
-        if self._moved:
+        if not self._moved:
+            return pickle.loads(self._model)
+        if self._begun is None:
+            model = pickle.loads(self._model)
             # Makes what river makes when it first learns. All numbers are written over.
             model.learn_one({}, False)
-            _write(_Parts.of(model), self.names, self._cells, self._held)
+            self._begun = artifacts.dump(model)
+        model = pickle.loads(self._begun)
+        _write(_Parts.of(model), self.names, self._cells, self._held)
         return model
 
 
@@ -113,7 +118,7 @@ def twin(estimator: Any, names: Sequence[str]) -> Twin | None:
     machine's river learns otherwise than its twin does.
     """
     try:
-        found = Twin(names, copy.deepcopy(estimator))
+        found = Twin(names, estimator)
         return found if _alike(type(estimator), found._options.tobytes(), estimator) else None
     except _Unknown:
         return None
@@ -140,7 +145,7 @@ def _alike(kind: type, options: bytes, estimator: Any) -> bool:
 
 def _tried(model: Any) -> bool:
     names = ("a", "b", "c")
-    made = Twin(names, copy.deepcopy(model))
+    made = Twin(names, model)
     chance = np.random.default_rng(0)
     x = chance.normal(0.5, 2.0, (TRIALS, len(names)))
     x[chance.random(x.shape) < 0.2] = np.nan
@@ -287,14 +292,17 @@ def _write(parts: _Parts, names: Sequence[str], cells: NDArray[np.float64], held
     """Write the numbers where river keeps them, features in the order in which they were first seen."""
     model = parts.model
     order = np.argsort(cells[kernels.PLACE], kind="stable")[len(names) - int(held[kernels.SEEN]) :]
+    seen = [names[f] for f in order.tolist()]
     for row, mapping, inner in parts.mappings():
         assert mapping is not None
-        whole = row == kernels.COUNT
-        for name, value in zip((names[f] for f in order), cells[row, order].tolist(), strict=True):
-            if inner:
+        values = cells[row, order].astype(np.int64 if row == kernels.COUNT else np.float64).tolist()
+        if inner:
+            for name, value in zip(seen, values, strict=True):
                 setattr(mapping[name], inner, value)
-            else:
-                mapping[name] = int(value) if whole else value
+        elif isinstance(mapping, dict):
+            dict.update(mapping, zip(seen, values, strict=True))  # that of a Counter would add
+        else:
+            mapping.update(dict(zip(seen, values, strict=True)))
     model.intercept = float(held[kernels.INTERCEPT])
     model.optimizer.n_iterations = int(held[kernels.STEPS])
     if model.l1:
