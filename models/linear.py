@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from headrace.models import artifacts
 from headrace.models import linearkernels as kernels
+from headrace.models.errors import ArtifactError
 from headrace.streams.kernels import given
 from numpy.typing import NDArray
 from river import compose, linear_model, optim, preprocessing
@@ -51,24 +52,26 @@ class _Unknown(Exception):
 class Twin:
     """A linear model of river's as arrays, in the state in which it was given.
 
-    names:    the features, in the order in which they are shown to river
-    learns and predicts as `river.compose.Pipeline` does one at a time: to the bit where libm is the same
+    names: the features, in the order in which they are shown to river
+
+    It learns and predicts rows as a river.compose.Pipeline does one at a time, in order.
     """
 
     def __init__(self, names: Sequence[str], model: Any) -> None:
         """Raises _Unknown where the model or its state is not covered."""
         self.names = tuple(names)
-        self._model = artifacts.dump(model)
         self._options = _options(model)
         self._cells, self._held = _read(_Parts.of(model), self.names)
         if not kernels.sound_linear(self._options, self._cells, self._held):
             raise _Unknown
         self._room = np.zeros(len(self.names))
+        self._model = artifacts.dump(model)  # last: what is not covered may be large
         self._moved = False
         self._begun: bytes | None = None
 
     def predict_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of True, float64[n]. x: float64[n, features], NaN where one is missing."""
+        assert x.shape[1:] == (len(self.names),), "a column for each feature"
         out = np.empty(len(x))
         with np.errstate(all="ignore"):  # only plain Python tells
             kernels.predict_linear(given(x), self._options, self._cells, self._held, self._room, out)
@@ -79,6 +82,7 @@ class Twin:
 
         False: nothing was learnt, since numbers grow beyond float64 here: river alone knows where it raises an error.
         """
+        assert x.shape == (len(y), len(self.names)), "a column for each feature, and an outcome for each row"
         before = self._cells.copy(), self._held.copy()
         try:
             with np.errstate(all="ignore"):
@@ -120,7 +124,7 @@ def twin(estimator: Any, names: Sequence[str]) -> Twin | None:
     try:
         found = Twin(names, estimator)
         return found if _alike(type(estimator), found._options.tobytes(), estimator) else None
-    except _Unknown:
+    except (_Unknown, ArtifactError):
         return None
 
 
@@ -218,6 +222,8 @@ def _options(estimator: Any) -> NDArray[np.float64]:
     if not vars(optimizer).keys() <= {*settings, *kept, "lr", "n_iterations"}:
         raise _Unknown
     put(kernels.A, optimizer, settings)
+    if getattr(optimizer, "eps", 1.0) <= 0.0:  # river divides by it also for features that are missing
+        raise _Unknown
     if isinstance(optimizer, optim.FTRLProximal):
         if model.l1:  # river asks it for a learning rate, which it has not
             raise _Unknown
