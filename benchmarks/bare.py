@@ -24,7 +24,7 @@ sys.path.insert(0, str(EXAMPLE))
 import pipeline  # noqa: E402
 import retail  # noqa: E402
 
-PRIOR, USUAL = pipeline.PRIOR, pipeline.USUAL
+APP, PRIOR, USUAL = pipeline.app, pipeline.PRIOR, pipeline.USUAL
 WITHIN = timedelta(days=30)
 FADE = math.log(2) / WITHIN.total_seconds()
 
@@ -196,8 +196,10 @@ def run(events: Iterable[tuple[str, bytes]]) -> Iterator[tuple[dict[Hashable, An
     }
     for topic, value in events:
         try:
-            event = decode[topic](value)
+            event: Any = decode[topic](value)
         except msgspec.ValidationError:
+            continue
+        if not event.customer:
             continue
         if topic == "orders":
             yield loop.order(event)
@@ -205,8 +207,14 @@ def run(events: Iterable[tuple[str, bytes]]) -> Iterator[tuple[dict[Hashable, An
             loop.taken_back(event)
 
 
+def retail_lines(which: str) -> list[retail.Line]:
+    """Every line of the file, as the example publishes it."""
+    return retail.lines(retail.file(which))
+
+
 def lines(which: str) -> list[tuple[str, bytes]]:
-    return [(line.topic, line.row.value) for line in retail.lines(retail.file(which)) if line.row.key]
+    """The topic and the JSON of every line."""
+    return [(line.topic, line.row.value) for line in retail_lines(which)]
 
 
 def main(which: str = "sample") -> None:

@@ -150,22 +150,22 @@ async def _point(broker: Broker, guarantee: str, rate: int, seconds: float) -> t
 
 
 @asynccontextmanager
-async def worker(program: str, broker: Address, folder: str) -> AsyncIterator[None]:
+async def worker(program: str, broker: Address, folder: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker in a process of its own, on the last core where there are several."""
     argv = [sys.executable, "-m", "headrace.worker", program, "--broker", broker.bootstrap, "--data", folder]
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     try:
-        os.sched_setaffinity(process.pid, {max(_CORES)})
+        os.sched_setaffinity(process.pid, {max(CORES)})
         assert process.stdout is not None
         while (line := await process.stdout.readline()) and not line.startswith(b"ready"):
             pass
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         await process.communicate()
 
 
-_CORES = os.sched_getaffinity(0)
+CORES = os.sched_getaffinity(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     here = machine()
     print(here, flush=True)
-    if len(_CORES) > 1:
-        os.sched_setaffinity(0, _CORES - {max(_CORES)})  # the brokers' too: they are started from here
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, CORES - {max(CORES)})  # the brokers' too: they are started from here
     results.keep("latency", here, results.versions(kafka=kafka.VERSION), asyncio.run(compared(chosen.seconds)))
 
 

@@ -164,7 +164,7 @@ async def _measure(stage: plan.Stage, number: int, log: Log, folder: Path, event
             made.notes[codec.step] = codec.note
 
 
-_PLACE = {"read": 0, "decode": 1, "merge": 2, "state": 4, "lay": 5, "store": 6, "RocksDB,": 7}
+_PLACE = {"read,": 0, "decode": 1, "merge": 2, "state": 4, "lay": 5, "store": 6, "RocksDB,": 7}
 """By the first word of a step, where it stands in the cycle; operators come in their own order."""
 
 

@@ -7,7 +7,7 @@ see the means of so many values in turn; choose it longer than what comes togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.kernels import given
-from headrace.streams.outcomes import Prediction
 from numpy.typing import NDArray
 from river import drift as river_drift
 from river.drift import binary
@@ -188,13 +187,18 @@ class DriftMonitor:
 
     The detector starts anew after its alarm. Memory is the detectors' own: logarithmic in the stream for ADWIN, a
     window for KSWIN, constant for the others.
+
+    columns: of what is seen at the prediction, the column of the batch by what is watched
     """
 
-    def __init__(self, model: Model, moment: Literal["outcome", "prediction"]) -> None:
+    def __init__(
+        self, model: Model, moment: Literal["outcome", "prediction"], columns: Mapping[str, str] | None = None
+    ) -> None:
         self.name = f"drift.{model.name}.{moment}"
         self._model = model.name
         self._moment = moment
         self._watches = [w for w in model.watch if w.moment == moment]
+        self._columns = dict(columns or {})
         self._stream = f"mature.{model.name}" if moment == "outcome" else model.on.contract.topic
         self.clear()
 
@@ -241,16 +245,13 @@ class DriftMonitor:
                 settled = outcomes.settled(row)
                 out.append(self._alarm(self._watches[n], value, micros(settled.matures), settled.id))
         else:
-            made = [
-                msgspec.json.decode(one, type=Prediction) for one in rows.fields[f"prediction.{self._model}"].tolist()
-            ]
             for n, watched in enumerate(self._watched.values()):
-                found = [_watched_of(one, watched.watch.on) for one in made]
-                places = [row for row, value in enumerate(found) if isinstance(value, float)]
-                values = np.array([found[row] for row in places], np.float64)
-                alarms += [(places[at], n, value) for at, value in watched.see(values)]
+                values = rows.fields[self._columns[watched.watch.on]].astype(np.float64)
+                there = np.flatnonzero(~np.isnan(values))
+                alarms += [(int(there[at]), n, value) for at, value in watched.see(values[there])]
             for row, n, value in sorted(alarms):
-                out.append(self._alarm(self._watches[n], value, micros(made[row].at), made[row].id))
+                at = int(batch.time[rows.at[row]])
+                out.append(self._alarm(self._watches[n], value, at, rows.event_id(row)))
 
     def _alarm(self, watch: Watch, value: float, at: int, event: str) -> Record:
         alarm = {
@@ -264,7 +265,3 @@ class DriftMonitor:
             "message": f"{watch.kind} saw {watch.on} of {self._model} change at {when(at):%Y-%m-%d %H:%M}",
         }
         return Record(f"drift.{self._model}", watch.key.encode(), msgspec.json.encode(alarm), 0)
-
-
-def _watched_of(made: Prediction, on: str) -> float | str | None:
-    return made.score if on == "score" else made.features.get(on)

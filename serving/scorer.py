@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from headrace.models import versions
+from headrace.models import linear, versions
 from headrace.models.model import Model
 from headrace.serving.errors import ScoringError
-from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
-from headrace.streams.durations import when
+from headrace.streams.batch import Batch, Block, Change, Column, Outputs, Rows
+from headrace.streams.expressions import Type
+from headrace.streams.jsonrows import encoded_texts, event_ids, floats, printed, record_keys
 from headrace.streams.log import Fetched
-from headrace.streams.outcomes import Prediction
+from headrace.streams.spans import Spans, quoted, woven
+from numpy.typing import NDArray
 
 
 class Scorer:
@@ -37,6 +39,7 @@ class Scorer:
     ) -> None:
         self.name = f"score.{model.name}"
         self.column = f"prediction.{model.name}"
+        self.scores = f"score.{model.name}"
         self._model = model.name
         self._topic = f"predictions.{model.name}"
         self._main = model.on.contract.topic
@@ -47,6 +50,24 @@ class Scorer:
         self._now = now
         self._prior = model.outcome.prior if model.outcome else 0.5
         self.version = self._first = versions.Loaded(f"{model.name}@0", self._prior, None)
+
+    @property
+    def version(self) -> versions.Loaded:
+        """The version that scores."""
+        return self._version
+
+    @version.setter
+    def version(self, version: versions.Loaded) -> None:
+        self._version = version
+        self._twin = None if version.estimator is None else linear.twin(version.estimator, self._names)
+        beside = b"".join(b",%b:\0" % _text(name) for name in self._baselines)
+        seen = b",".join(b"%b:\0" % _text(name) for name in self._names)
+        # A zero byte stands for each value: JSON has none.
+        row = (
+            b'{"id":\0,"key":\0,"at":\0,"score":\0,"baselines":{"base":%b%b},"version":%b,"route":"embedded",'
+            b'"latency_ms":\0,"features":{%b}}'
+        )
+        self._literals = (row % (msgspec.json.encode(version.rate), beside, _text(version.name), seen)).split(b"\0")
 
     def follow(self, fetched: Fetched) -> None:
         """Take the newest version of this model among registry records; after a reset there is none."""
@@ -68,56 +89,73 @@ class Scorer:
         rows = batch.streams.get(self._main)
         if rows is None or not len(rows):
             return
-        times = batch.time[rows.at].tolist()
-        published = rows.published.tolist()
-        keys = rows.fields[self._key].tolist()
-        baselines = self._judged_beside(rows)
-        now = self._now()
-        values = []
-        for i, features in enumerate(self._features(rows)):
-            event = rows.event_id(i)
-            prediction = Prediction(
-                id=event,
-                key=str(keys[i]),
-                at=when(times[i]),
-                score=score(self.version, features, self._prior, event),
-                baselines=baselines[i],
-                version=self.version.name,
-                route="embedded",
-                latency_ms=round(max(0.0, now * 1e3 - published[i] / 1e3), 1),
-                features=features,
-            )
-            value = msgspec.json.encode(prediction)
-            values.append(value)
-            out.append(Record(self._topic, prediction.key.encode(), value))
-        column = np.empty(len(values), np.object_)
-        column[:] = values
-        rows.fields[self.column] = column
-
-    def _judged_beside(self, rows: Rows) -> list[dict[str, float]]:
-        """Each row's baselines by name."""
+        seen = [rows.fields[column] for column in self._columns]
+        scores = self._scores(rows, seen)
         rate = self.version.rate
-        columns = [np.asarray(rows.fields[c], np.float64) for c in self._baselines.values()]
-        filled = [np.where(np.isfinite(c), c, rate).tolist() for c in columns]
-        names = list(self._baselines)
-        return [{"base": rate, **dict(zip(names, row, strict=True))} for row in zip(*filled, strict=True)] or [
-            {"base": rate} for _ in range(len(rows))
-        ]
+        beside = [np.asarray(rows.fields[column], np.float64) for column in self._baselines.values()]
+        values = woven(
+            self._literals,
+            [
+                event_ids(rows).whole(),
+                self._keys(rows),
+                printed(batch.time[rows.at], Type("time", False)),
+                floats(scores),
+                *(floats(np.where(np.isfinite(column), column, rate)) for column in beside),
+                floats(self._latency(rows)),
+                *(_json(column) for column in seen),
+            ],
+        )
+        out.append(Block(self._topic, record_keys(rows, self._key), values))
+        rows.encoded[self.column] = values
+        rows.fields[self.scores] = scores
 
-    def _features(self, rows: Rows) -> Iterable[dict[str, float | str | None]]:
-        """Each row's features by name; None where missing."""
-        columns = [_listed(rows.fields[c]) for c in self._columns]
-        for values in zip(*columns, strict=True):
-            yield {
-                name: None if value is None or value != value else value
-                for name, value in zip(self._names, values, strict=True)
-            }
+    def _keys(self, rows: Rows) -> Spans:
+        """The keys of the predictions, as JSON."""
+        texts = rows.texts(self._key)
+        if texts is not None:
+            return quoted(texts)
+        return Spans.of([_text(str(key)) for key in rows.fields[self._key].tolist()])
+
+    def _latency(self, rows: Rows) -> NDArray[np.float64]:
+        """Milliseconds from the publication of each event, to a tenth."""
+        passed = np.maximum(0.0, self._now() * 1e3 - rows.published / 1e3)
+        tenths = passed * 10
+        rounded: NDArray[np.float64] = np.rint(tenths) / 10
+        # Where it lies in the middle, the decimal digits decide.
+        for i in np.flatnonzero(np.abs(tenths - np.floor(tenths) - 0.5) < _NEAR):
+            rounded[i] = round(float(passed[i]), 1)
+        return rounded
+
+    def _scores(self, rows: Rows, seen: Sequence[Column]) -> NDArray[np.float64]:
+        if self.version.estimator is None:
+            return np.full(len(rows), self._prior)
+        if self._twin is not None and all(column.dtype != np.object_ for column in seen):
+            answers = self._twin.predict_many(np.stack(seen, axis=1).astype(np.float64))
+            return np.where(np.isfinite(answers), np.clip(answers, 0.0, 1.0), self._prior)
+        listed = [_listed(column) for column in seen]
+        found = []
+        for i, values in enumerate(zip(*listed, strict=True)):
+            features = dict(zip(self._names, values, strict=True))
+            found.append(score(self.version, features, self._prior, rows.event_id(i)))
+        return np.array(found, np.float64)
+
+
+_NEAR = 1e-3
+"""Tenths of a millisecond: by more no two ways of rounding differ."""
 
 
 def _listed(column: Column) -> list[Any]:
-    """Numbers as floats, as the outcome will carry them: what is learnt is what was scored."""
+    """Numbers as floats, as the outcome will carry them: what is learnt is what was scored. None where missing."""
     listed: list[Any] = (column if column.dtype == np.object_ else column.astype(np.float64)).tolist()
-    return listed
+    return [None if value is None or value != value else value for value in listed]
+
+
+def _json(column: Column) -> Spans:
+    return encoded_texts(column) if column.dtype == np.object_ else floats(column.astype(np.float64))
+
+
+def _text(text: str) -> bytes:
+    return msgspec.json.encode(text)
 
 
 def score(version: versions.Loaded, features: Mapping[str, float | str | None], prior: float, event: str = "") -> float:

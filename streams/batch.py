@@ -30,6 +30,10 @@ class Fields(dict[str, Column]):
         super().__init__(columns)
         self.texts = texts
 
+    def carry(self, name: str, spans: Spans) -> None:
+        """Adds a column of texts."""
+        self.texts = {**self.texts, name: spans}
+
     def __missing__(self, name: str) -> Column:
         spans = self.texts[name]
         column = np.empty(len(spans), np.object_)
@@ -52,6 +56,7 @@ class Rows:
     partition: the source partition all these rows came from
     offset:    int64[k], offsets in the source partition; with topic and partition they name the event
     published: int64[k], microseconds, when the producer published the record
+    encoded:   columns of byte strings that operators leave for those after them, by name
     """
 
     at: NDArray[np.int64]
@@ -60,6 +65,7 @@ class Rows:
     partition: int = 0
     offset: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     published: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    encoded: dict[str, Spans] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)
@@ -67,6 +73,13 @@ class Rows:
     def texts(self, name: str) -> Spans | None:
         """A column of texts as spans, where it came so."""
         return texts_of(self.fields).get(name)
+
+    def only(self, rows: NDArray[np.int64]) -> Rows:
+        """Those of these rows, whose fields are copies."""
+        texts = {name: spans.take(rows) for name, spans in texts_of(self.fields).items()}
+        columns = {name: column[rows] for name, column in self.fields.items() if name not in texts}
+        offset, published = self.offset[rows], self.published[rows]
+        return Rows(self.at[rows], Fields(columns, texts), self.topic, self.partition, offset, published)
 
     def event_id(self, row: int) -> str:
         return f"{self.topic}-{self.partition}-{self.offset[row]}"

@@ -8,7 +8,10 @@ import numba
 import numpy as np
 from headrace.streams.kernels import UNKNOWN, kernel, part
 
-COMMA, CLOSE = 44, 93
+SPACE, QUOTE, COMMA, MINUS, ZERO, OPEN, BACKSLASH, CLOSE = 32, 34, 44, 45, 48, 91, 92, 93
+OPEN_BRACE, CLOSE_BRACE = 123, 125
+LEAST, LEAST_TENTH = -(2**63), -922337203685477580
+"""The least int64, which has no positive, and its tenth."""
 USED, FREE, BYTES = range(3)
 """Counters of `Names`: numbers given so far, those that are free, and the bytes of the arena that are taken."""
 
@@ -32,40 +35,95 @@ def cut(text: Any, start: Any, length: Any) -> None:
 
 
 @part
-def _copy(data: Any, p: Any, count: Any, out: Any, q: Any) -> None:
-    """Copies bytes. Their places are unsigned: with places that may count from the end it is no plain copy to the
-    compiler, and took forty times as long.
-    """
-    if count <= 0:
-        return
-    p, q = np.uint64(p), np.uint64(q)
-    for x in range(count):
-        out[q + np.uint64(x)] = data[p + np.uint64(x)]
+def copy(data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
+    """Copies so many bytes. Places are unsigned: with one that may be negative the compiler copies byte by byte."""
+    source, target = np.uint64(start), np.uint64(at)
+    for i in range(np.uint64(max(length, 0))):
+        out[target + i] = data[source + i]
 
 
 @kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
 def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None:
     """Copies strings to their places in another buffer."""
     for i in range(len(start)):
-        _copy(data, start[i], length[i], out, out_start[i])
+        copy(data, start[i], length[i], out, out_start[i])
 
 
-@kernel(numba.void(BYTES_GIVEN, numba.int64[:, ::1], numba.int64[:, ::1], BYTES_GIVEN, _INTS, _OUT, _INTS))
-def assemble(data: Any, start: Any, length: Any, literals: Any, cuts: Any, out: Any, out_start: Any) -> None:
-    """Rows of strings between literals: literal 0, string 0, literal 1, ..., the last literal.
+@kernel(numba.void(BYTES_GIVEN, BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
+def put(literal: Any, data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
+    """Appends a literal and a string to each row. at: where the rows end so far; it moves on."""
+    for i in range(len(at)):
+        copy(literal, 0, len(literal), out, at[i])
+        at[i] += len(literal)
+        copy(data, start[i], length[i], out, at[i])
+        at[i] += max(length[i], 0)
 
-    start, length: [string, row]; cuts: where each literal begins, and the end of the last
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, numba.boolean[::1]))
+def bare(data: Any, start: Any, length: Any, out: Any) -> None:
+    """Whether each text stands in JSON as it is: no control character, quote or backslash is in it."""
+    for i in range(len(start)):
+        out[i] = True
+        for x in range(start[i], start[i] + length[i]):
+            c = data[np.uint64(x)]
+            if c < SPACE or c in (QUOTE, BACKSLASH):
+                out[i] = False
+                break
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, numba.int64[:, ::1]))
+def members(data: Any, start: Any, length: Any, out: Any) -> None:
+    """Where the members of JSON objects without spaces begin.
+
+    out: int64[k, n], of the first k members, the brace or comma before each; the end where there are fewer
     """
-    strings = len(start)
-    for i in range(len(out_start)):
-        q = out_start[i]
-        for j in range(strings + 1):
-            size = cuts[j + 1] - cuts[j]
-            _copy(literals, cuts[j], size, out, q)
-            q += size
-            if j < strings:
-                _copy(data, start[j, i], length[j, i], out, q)
-                q += max(length[j, i], 0)
+    for i in range(len(start)):
+        p, end = start[i], start[i] + length[i]
+        found, depth = 0, 0
+        while p < end and found < len(out):
+            c = data[np.uint64(p)]
+            if c == QUOTE:
+                p += 1
+                while p < end and data[np.uint64(p)] != QUOTE:
+                    p += 2 if data[np.uint64(p)] == BACKSLASH else 1
+            elif c in (OPEN_BRACE, OPEN):
+                depth += 1
+                if depth == 1:
+                    out[found, i] = p
+                    found += 1
+            elif c in (CLOSE_BRACE, CLOSE):
+                depth -= 1
+            elif c == COMMA and depth == 1:
+                out[found, i] = p
+                found += 1
+            p += 1
+        while found < len(out):
+            out[found, i] = end
+            found += 1
+
+
+@kernel(numba.void(_INTS, BYTES_GIVEN, _OUT, _INTS, _INTS))
+def digits(column: Any, before: Any, out: Any, start: Any, length: Any) -> None:
+    """Integers as text, each behind the same bytes, from where it starts; there is room for 20 digits and signs."""
+    for i in range(len(column)):
+        rest, q = column[i], start[i]
+        for x in range(len(before)):
+            out[q] = before[x]
+            q += 1
+        if rest < 0:
+            out[q] = MINUS
+            q += 1
+        else:
+            rest = -rest  # the least int64 has no positive
+        count, left = 1, rest
+        while left <= -10:
+            left = -(-left // 10) if left != LEAST else LEAST_TENTH
+            count += 1
+        for x in range(count):
+            tenth = -(-rest // 10) if rest != LEAST else LEAST_TENTH
+            out[q + count - 1 - x] = ZERO + (10 * tenth - rest)
+            rest = tenth
+        length[i] = q + count - start[i]
 
 
 class Names(NamedTuple):
@@ -95,7 +153,7 @@ def _hash(data: Any, start: Any, length: Any) -> Any:
     """31 bits; every product fits int64, so that plain Python computes the same."""
     h = 2166136261
     for x in range(start, start + length):
-        h = ((h ^ int(data[x])) * 16777619) & 0xFFFFFFFF
+        h = ((h ^ int(data[np.uint64(x)])) * 16777619) & 0xFFFFFFFF
     h = ((h ^ (h >> 15)) & 0x7FFFFFFF) * 0x2C1B3C6D
     return (h ^ (h >> 31)) & 0x7FFFFFFF
 
@@ -116,7 +174,7 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
             if names.hash[one] == h and names.length[one] == size:
                 q, same = names.start[one], True
                 for x in range(size):
-                    if names.arena[q + x] != data[p + x]:
+                    if names.arena[np.uint64(q + x)] != data[np.uint64(p + x)]:
                         same = False
                         break
                 if same:
@@ -132,8 +190,7 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
                 names.counters[USED] += 1
             q = names.counters[BYTES]
             names.counters[BYTES] += size
-            for x in range(size):
-                names.arena[q + x] = data[p + x]
+            copy(data, p, size, names.arena, q)
             names.hash[found], names.start[found], names.length[found] = h, q, size
             names.buckets[at] = found + 1
         out[i] = found

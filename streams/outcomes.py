@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
-import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import numpy as np
+from headrace.streams import bytekernels, matching
 from headrace.streams.aggregations import Stream
-from headrace.streams.batch import Batch, Change, Column, Outputs, Record, Rows
+from headrace.streams.batch import Batch, Block, Column, Outputs, Rows, Touched, texts_of
 from headrace.streams.durations import microseconds, when
 from headrace.streams.errors import DeclarationError
-from headrace.streams.event import Event, Field, fields
+from headrace.streams.event import Event, fields
+from headrace.streams.eventrows import STAMP, EventRows, records, told_apart
+from headrace.streams.expressions import Type
+from headrace.streams.index import Ints, Names, grown_to
+from headrace.streams.jsonrows import printed
+from headrace.streams.spans import Spans, woven
+from headrace.streams.waiting import Waiting
+from numpy.typing import NDArray
 
 
 class Outcome:
@@ -109,20 +115,10 @@ class Outcome:
             )
 
 
-class _Line(msgspec.Struct, array_like=True):
-    """An open event. left: the quantity not yet taken back; labelled: its outcome is known already."""
-
-    match: tuple[Any, ...]
-    time: int
-    left: float
-    labelled: bool
-    fields: list[Any]
-
-
 class Match:
     """Finds outcomes: matches each outcome event with the open events it settles, and lets the others expire.
 
-    Adds two streams to the batch, with the settled event's own fields and its offset as `~offset`:
+    Adds two streams to the batch, with the settled event's own fields, its offset as `~offset` and its time as `~time`:
     `Outcome.known_stream`, at the moment of the match, and `Outcome.expired_stream`, once the watermark is past the
     horizon and the outcome events' lateness. Rows are taken one at a time in batch order, so where batches are cut
     changes nothing. What is missing matches nothing.
@@ -134,170 +130,195 @@ class Match:
         self._outcome = outcome
         self._main = outcome.of.contract.topic
         self._by = outcome.event.contract.topic
-        self._fields = fields(outcome.of)
-        self.unmatched = 0
+        self._rows = EventRows(fields(outcome.of))
+        self._waiting = Waiting()
+        self._matches = Names()
         self.clear()
 
     def clear(self) -> None:
-        self._open: dict[int, _Line] = {}
-        self._by_match: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-        self._expiry: list[tuple[int, int]] = []
-        self._touched: set[int] = set()
+        self._waiting.clear()
+        self._matches.clear()
+        self._lines = matching.Lines(
+            *(
+                np.zeros(0, t)
+                for t in (np.int64, np.float64, np.int64, np.int64, np.int64, np.uint8, np.int64, np.int64)
+            ),
+            *(np.zeros((2, 0), np.int64) for _ in range(2)),
+            *(np.zeros(size, np.int64) for size in (0, 4)),
+        )
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        for key, value in rows:
-            self._add(int.from_bytes(key, "big"), msgspec.msgpack.decode(value, type=_Line))
+        for numbers in self._waiting.load(rows):
+            packed = self._waiting.rows(numbers)
+            heads = self._rows.heads(packed)
+            self._lay(numbers, heads["time"], heads["stamp"]["left"], self._rows.fields(packed))
+            self._lines.flag[numbers] = heads["stamp"]["known"] * matching.LABELLED
+            matching.reopen(int(numbers[0]), int(numbers[-1]) + 1, self._lines)
 
-    def changes(self) -> list[Change]:
-        changes: list[Change] = []
-        for offset in sorted(self._touched):
-            line = self._open.get(offset)
-            packed = None if line is None else msgspec.msgpack.encode(line)
-            changes.append((offset.to_bytes(8, "big"), packed))
-        self._touched.clear()
-        return changes
+    def changes(self) -> Sequence[Touched]:
+        found = self._waiting.changes()
+        kept = self._waiting.pack()
+        if kept is not None:
+            self._pack(kept)
+        if self._matches.crowded:
+            used = self._lines.match[self._waiting.here]
+            self._matches.release(self._matches.unused(used[used >= 0]))
+        return found
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each event that may still be matched."""
-        for offset, line in sorted(self._open.items()):
-            match = dict(zip(self._outcome.match, line.match, strict=True))
-            yield {"offset": offset, "match": match, "at": when(line.time), "left": line.left, "known": line.labelled}
+        here = self._waiting.here
+        for begin in range(0, len(here), TOLD_AT_ONCE):
+            numbers = here[begin : begin + TOLD_AT_ONCE]
+            found = self._rows.fields(self._waiting.rows(numbers))
+            matches = zip(*(found[name].tolist() for name in self._outcome.match), strict=True)
+            for number, values in zip(numbers.tolist(), matches, strict=True):
+                yield {
+                    "offset": int(self._waiting.offset[number]),
+                    "match": dict(zip(self._outcome.match, values, strict=True)),
+                    "at": when(int(self._lines.time[number])),
+                    "left": float(self._lines.left[number]),
+                    "known": bool(self._lines.flag[number] & matching.LABELLED),
+                }
 
     def process(self, batch: Batch, out: Outputs) -> None:
-        known = _Derived()
-        expired = _Derived()
+        role, row = np.zeros(len(batch), np.uint8), np.zeros(len(batch), np.int64)
+        match, quantity = np.zeros(0, np.int64), np.zeros(0, np.float64)
         main, by = batch.streams.get(self._main), batch.streams.get(self._by)
-        events: dict[int, tuple[bool, int]] = {}
-        if main is not None:
-            events.update((at, (True, row)) for row, at in enumerate(main.at.tolist()))
+        if main is not None and main is not by:
+            role[main.at], row[main.at] = matching.OPENS, self._begin(main, batch.time[main.at])
         if by is not None:
-            events.update((at, (False, row)) for row, at in enumerate(by.at.tolist()))
-        lines = self._lines(main, batch.time[main.at].tolist()) if main is not None else []
-        returns = self._returns(by) if by is not None else []
-        times, watermarks = batch.time.tolist(), batch.watermark.tolist()
-        for at, watermark in enumerate(watermarks):
-            self._expire(at, watermark, expired)
-            is_main, row = events.get(at, (None, 0))
-            if is_main:
-                assert main is not None
-                self._add(int(main.offset[row]), lines[row])
-                self._touched.add(int(main.offset[row]))
-            elif is_main is False:
-                self._settle(at, times[at], *returns[row], known)
+            role[by.at], row[by.at] = matching.SETTLES, np.arange(len(by))
+            match, quantity = self._numbers(by.fields), self._quantity(by)
+        lines = self._lines
+        within, lateness = self._outcome.within, self._outcome.lateness
+        matching.advance(batch.time, batch.watermark, role, row, match, quantity, within, lateness, lines)
+        known, expired = (
+            pairs[:, : lines.counters[count]].copy()
+            for pairs, count in ((lines.known, matching.KNOWN), (lines.expired, matching.EXPIRED))
+        )
+        expired = expired[:, lines.flag[expired[1]] & matching.LABELLED == 0]
+        self._keep()
         # What expired before a row is inserted before it; what a row made known comes after it.
-        insert(batch, self._main, [(expired, self._outcome.expired_stream, 0), (known, self._outcome.known_stream, 1)])
-        for derived, stream in ((expired, self._outcome.expired_stream), (known, self._outcome.known_stream)):
-            if derived.at:
-                batch.streams[stream].fields = derived.columns(self._fields)
+        made = [
+            self._derived(self._outcome.expired_stream, 0, expired, lines.time[expired[1]] + within),
+            self._derived(self._outcome.known_stream, 1, known, batch.time[known[0]]),
+        ]
+        insert(batch, self._main, made)
 
-    def _lines(self, rows: Rows, times: list[int]) -> list[_Line]:
-        columns = [rows.fields[f.name].tolist() for f in self._fields]
-        names = [f.name for f in self._fields]
-        at = [names.index(m) for m in self._outcome.match]
-        quantity = names.index(self._outcome.quantity) if self._outcome.quantity else None
-        made = []
-        for time, *values in zip(times, *columns, strict=True):
-            # A float whatever the field is: a line has the same bytes before and after it was stored.
-            left = float(abs(values[quantity])) if quantity is not None else 1.0
-            made.append(_Line(tuple(values[i] for i in at), time, left, False, values))
-        return made
+    def _begin(self, rows: Rows, time: Ints) -> Ints:
+        """Takes events that open; their numbers."""
+        left = self._quantity(rows)
+        numbers = self._waiting.add(rows.offset, self._rows.packed(rows, time, left))
+        self._lay(numbers, time, left, rows.fields)
+        return numbers
 
-    def _returns(self, rows: Rows) -> list[tuple[tuple[Any, ...], float]]:
-        columns = [rows.fields[m].tolist() for m in self._outcome.match]
-        many = rows.fields[self._outcome.quantity].tolist() if self._outcome.quantity else [1] * len(rows)
-        return [(match, abs(q)) for match, q in zip(zip(*columns, strict=True), many, strict=True)]
+    def _lay(self, numbers: Ints, time: Ints, left: NDArray[np.float64], of: dict[str, Column]) -> None:
+        """Puts lines into the arrays; nothing points to them yet."""
+        match = self._numbers(of)
+        lines = self._lines
+        if len(self._waiting) > len(lines.time):
+            size = 2 * len(self._waiting)
+            grown = {name: grown_to(getattr(lines, name), size) for name in _OF_LINES}
+            pairs = {name: np.zeros((2, size), np.int64) for name in ("known", "expired")}
+            self._lines = lines = lines._replace(**grown, **pairs)
+        lines.time[numbers], lines.left[numbers], lines.match[numbers] = time, left, match
+        lines.flag[numbers] = 0
 
-    def _add(self, offset: int, line: _Line) -> None:
-        self._open[offset] = line
-        bisect.insort(self._by_match.setdefault(line.match, []), (line.time, offset))
-        heapq.heappush(self._expiry, (line.time + self._outcome.within, offset))
+    def _numbers(self, of: dict[str, Column]) -> Ints:
+        """The number of what each row is matched on."""
+        texts = texts_of(of)
+        match = self._matches.numbers(told_apart([texts[m] if m in texts else of[m] for m in self._outcome.match]))
+        newest = self._lines.newest
+        if len(self._matches) > len(newest):
+            grown = np.full(2 * len(self._matches), -1, np.int64)
+            grown[: len(newest)] = newest
+            self._lines = self._lines._replace(newest=grown)
+        return match
 
-    def _expire(self, at: int, watermark: int, expired: _Derived) -> None:
-        while self._expiry and self._expiry[0][0] < watermark - self._outcome.lateness:
-            matures, offset = heapq.heappop(self._expiry)
-            line = self._open.pop(offset)
-            lines = self._by_match[line.match]
-            lines.remove((line.time, offset))
-            if not lines:
-                del self._by_match[line.match]
-            self._touched.add(offset)
-            if not line.labelled:
-                expired.add(at, matures, offset, line.fields)
+    def _quantity(self, rows: Rows) -> NDArray[np.float64]:
+        if self._outcome.quantity is None:
+            return np.ones(len(rows), np.float64)
+        return np.abs(rows.fields[self._outcome.quantity].astype(np.float64))
 
-    def _settle(self, at: int, time: int, match: tuple[Any, ...], quantity: float, known: _Derived) -> None:
-        """Take `quantity` back from the most recent open events."""
-        matched = False
-        for _, offset in reversed(self._by_match.get(match, ()) if None not in match else ()):
-            line = self._open[offset]
-            if quantity <= 0:
-                break
-            if line.left <= 0 or not line.time <= time <= line.time + self._outcome.within:
-                continue
-            matched = True
-            took = min(quantity, line.left)
-            quantity -= took
-            line.left -= took
-            self._touched.add(offset)
-            if not line.labelled:
-                line.labelled = True
-                known.add(at, time, offset, line.fields)
-        self.unmatched += not matched
+    def _keep(self) -> None:
+        """Notes what the loop changed where the rows wait."""
+        lines, counters = self._lines, self._lines.counters
+        changed = lines.changed[: counters[matching.CHANGED]].copy()
+        if len(changed):
+            stamps = np.zeros(len(changed), STAMP)
+            stamps["left"], stamps["known"] = lines.left[changed], matching.LABELLED
+            self._waiting.stamp(changed, 0, records(stamps))
+            lines.flag[changed] = matching.LABELLED
+        if counters[matching.EXPIRED]:
+            self._waiting.remove(lines.expired[1, : counters[matching.EXPIRED]])
+        counters[[matching.CHANGED, matching.KNOWN, matching.EXPIRED]] = 0
+
+    def _derived(self, stream: str, side: int, found: Ints, time: Ints) -> Derived:
+        at, lines = found
+        if not len(at):
+            return Derived(stream, side, at, time, {})
+        columns = self._rows.fields(self._waiting.rows(lines))
+        columns["~offset"] = self._waiting.offset[lines]
+        columns["~time"] = self._lines.time[lines]
+        return Derived(stream, side, at, time, columns)
+
+    def _pack(self, kept: Ints) -> None:
+        """Renumbers the lines as the rows that wait were renumbered."""
+        lines = self._lines
+        now = np.full(len(lines.time) + 1, -1, np.int64)  # the last one stands for none
+        now[kept] = np.arange(len(kept))
+        size = 2 * len(kept)
+        moved = {name: grown_to(getattr(lines, name)[kept], size) for name in ("time", "left", "match", "flag")}
+        links = {name: grown_to(now[getattr(lines, name)[kept]], size) for name in ("older", "newer")}
+        queue = grown_to(now[lines.queue[: lines.counters[matching.QUEUED]]], size)
+        pairs = {name: np.zeros((2, size), np.int64) for name in ("known", "expired")}
+        self._lines = lines._replace(
+            **moved, **links, **pairs, queue=queue, changed=np.zeros(size, np.int64), newest=now[lines.newest]
+        )
+
+
+_OF_LINES = ("time", "left", "match", "older", "newer", "flag", "queue", "changed")
+
+TOLD_AT_ONCE = 2_000
+"""Rows of state told at a time: as Python's objects they take several times the room."""
 
 
 @dataclass(slots=True)
-class _Derived:
-    """Rows of a derived stream while they are found: position in the batch, time, the event's offset and values."""
+class Derived:
+    """Rows of a derived stream: before (side 0) or after (side 1) the rows at these positions of the batch."""
 
-    at: list[int] = field(default_factory=list)
-    time: list[int] = field(default_factory=list)
-    offset: list[int] = field(default_factory=list)
-    values: list[list[Any]] = field(default_factory=list)
-
-    def add(self, at: int, time: int, offset: int, values: list[Any]) -> None:
-        self.at.append(at)
-        self.time.append(time)
-        self.offset.append(offset)
-        self.values.append(values)
-
-    def columns(self, fields: Sequence[Field]) -> dict[str, Column]:
-        columns: dict[str, Column] = {}
-        for of, values in zip(fields, zip(*self.values, strict=True), strict=True):
-            if of.kind in ("str", "object"):
-                column = np.empty(len(values), np.object_)
-                column[:] = values
-            else:
-                column = np.array(values)
-            columns[of.name] = column
-        columns["~offset"] = np.array(self.offset, np.int64)
-        return columns
+    stream: str
+    side: int
+    at: Ints
+    time: Ints
+    fields: dict[str, Column]
 
 
-def insert(batch: Batch, topic: str, derived: Sequence[tuple[_Derived, str, int]]) -> None:
-    """Put derived rows into a batch: side 0 before the row at their position, side 1 after it."""
-    extra = sum(len(d.at) for d, _, _ in derived)
-    if not extra:
+def insert(batch: Batch, topic: str, derived: Sequence[Derived]) -> None:
+    """Put derived rows into a batch."""
+    derived = [d for d in derived if len(d.at)]
+    if not derived:
         return
     n = len(batch)
-    positions = [np.arange(n) * 3 + 1, *(np.array(d.at, np.int64) * 3 + 2 * side for d, _, side in derived)]
-    order = np.argsort(np.concatenate(positions), kind="stable")
-    place = np.empty(n + extra, np.int64)
-    place[order] = np.arange(n + extra)
+    order = np.argsort(np.concatenate([np.arange(n) * 3 + 1, *(d.at * 3 + 2 * d.side for d in derived)]), kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
     for rows in batch.streams.values():
         rows.at = place[rows.at]
-    time = [batch.time, *(np.array(d.time, np.int64) for d, _, _ in derived)]
-    mark = [batch.watermark, *(batch.watermark[np.array(d.at, np.int64)] for d, _, _ in derived)]
+    time = [batch.time, *(d.time for d in derived)]
+    mark = [batch.watermark, *(batch.watermark[d.at] for d in derived)]
     batch.time, batch.watermark = np.concatenate(time)[order], np.concatenate(mark)[order]
     done = n
-    for d, stream, _ in derived:
-        if d.at:
-            batch.streams[stream] = Rows(at=place[done : done + len(d.at)], fields={}, topic=topic)
+    for d in derived:
+        batch.streams[d.stream] = Rows(at=place[done : done + len(d.at)], fields=d.fields, topic=topic)
         done += len(d.at)
 
 
 class Settle:
     """Joins each prediction with its outcome; publishes it on `outcomes.<model>` as soon as it is known.
 
-    Predictions wait as their own bytes; the scorer leaves them as the column `prediction`.
+    Predictions wait as their own bytes; the scorer leaves them in `Rows.encoded` as the column `prediction`.
     """
 
     def __init__(self, model: str, outcome: Outcome, prediction: str) -> None:
@@ -307,59 +328,78 @@ class Settle:
         self._outcome = outcome
         self._main = outcome.of.contract.topic
         self._prediction = prediction
-        self.clear()
+        self._waiting = Waiting()
 
     def clear(self) -> None:
-        self._waiting: dict[int, bytes] = {}
-        self._touched: set[int] = set()
+        self._waiting.clear()
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        self._waiting.update((int.from_bytes(key, "big"), value) for key, value in rows)
+        for _ in self._waiting.load(rows):
+            pass
 
-    def changes(self) -> list[Change]:
-        changes: list[Change] = [(o.to_bytes(8, "big"), self._waiting.get(o)) for o in sorted(self._touched)]
-        self._touched.clear()
-        return changes
+    def changes(self) -> Sequence[Touched]:
+        found = self._waiting.changes()
+        self._waiting.pack()
+        return found
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each prediction that waits for its outcome."""
-        for offset, prediction in sorted(self._waiting.items()):
-            yield {"offset": offset, "prediction": msgspec.Raw(prediction)}
+        for number in self._waiting.here:
+            [prediction] = self._waiting.rows(number[None])
+            yield {"offset": int(self._waiting.offset[number]), "prediction": msgspec.Raw(prediction or b"")}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         main = batch.streams.get(self._main)
         if main is not None:
-            offsets = main.offset.tolist()
-            self._waiting.update(zip(offsets, main.fields[self._prediction].tolist(), strict=True))
-            self._touched.update(offsets)
-        settled: list[tuple[int, int, bool]] = []
-        for stream, matched in ((self._outcome.known_stream, True), (self._outcome.expired_stream, False)):
-            rows = batch.streams.get(stream)
-            if rows is not None:
-                offsets = rows.fields["~offset"].tolist()
-                settled += [(at, o, matched) for at, o in zip(rows.at.tolist(), offsets, strict=True)]
-        for at, offset, matched in sorted(settled):
-            prediction = self._waiting.pop(offset)
-            self._touched.add(offset)
-            out.append(self._record(prediction, matched, int(batch.time[at]), int(batch.watermark[at])))
-
-    def _record(self, prediction: bytes, matched: bool, known: int, watermark: int) -> Record:
-        made = msgspec.json.decode(prediction, type=Prediction)
-        settled = Settled(
-            id=made.id,
-            key=made.key,
-            at=made.at,
-            known=when(known),
-            matures=made.at + timedelta(microseconds=self._outcome.within),
+            self._waiting.add(main.offset, main.encoded[self._prediction])
+        named = ((self._outcome.known_stream, True), (self._outcome.expired_stream, False))
+        settled = [(batch.streams[stream], matched) for stream, matched in named if stream in batch.streams]
+        if not settled:
+            return
+        at = np.concatenate([rows.at for rows, _ in settled])
+        order = np.argsort(at)
+        at = at[order]
+        offset, time = (np.concatenate([rows.fields[c] for rows, _ in settled])[order] for c in ("~offset", "~time"))
+        matched = np.repeat([truth for _, truth in settled], [len(rows) for rows, _ in settled])[order]
+        known = batch.time[at]
+        numbers = self._waiting.find(offset)
+        predictions = self._waiting.rows(numbers)
+        self._waiting.remove(numbers)
+        moments = {
+            "known": known,
+            "matures": time + self._outcome.within,
             # Several events expire at one row; each stands for the moment at which it matured.
-            watermark=when(watermark - self._outcome.lateness if matched else known),
-            outcome=matched != self._outcome.otherwise,
-            score=made.score,
-            baselines=made.baselines,
-            version=made.version,
-            features=made.features,
-        )
-        return Record(self._topic, made.key.encode(), msgspec.json.encode(settled), 0)
+            "watermark": np.where(matched, batch.watermark[at] - self._outcome.lateness, known),
+        }
+        keys, values = settled_rows(predictions, moments, matched != self._outcome.otherwise)
+        out.append(Block(self._topic, keys, values, 0))
+
+
+def settled_rows(predictions: Spans, moments: Mapping[str, Ints], outcome: NDArray[np.bool_]) -> tuple[Spans, Spans]:
+    """The keys of the records of predictions (see `Prediction`), and these joined with their outcomes (see `Settled`).
+
+    moments: known, matures, watermark; microseconds
+    """
+    begin = np.empty((9, len(predictions)), np.int64)
+    bytekernels.members(predictions.data, predictions.start, predictions.length, begin)
+    event, key, at, score, _, _, route, _, features = begin
+    end = predictions.start + predictions.length
+    said, judged, seen = (
+        Spans(predictions.data, first, last - first)
+        for first, last in ((event, score), (score, route), (features, end))
+    )
+    texts = [printed(moment, Type("time", False)) for moment in moments.values()]
+    truth = Spans(_TRUTHS, np.where(outcome, 0, 4), np.where(outcome, 4, 5))
+    literals = [b"", *(f',"{name}":'.encode() for name in moments), b',"outcome":', b"", b"", b""]
+    values = woven(literals, [said, *texts, truth, judged, seen])
+    first = key + len(b',"key":"')
+    keys = Spans(predictions.data, first, at - first - 1).packed()
+    if (keys.data == bytekernels.BACKSLASH).any():
+        keys = Spans.of([msgspec.json.decode(one or b"", type=Prediction).key.encode() for one in predictions])
+    return keys, values
+
+
+_TRUTHS = np.frombuffer(b"truefalse", np.uint8)
 
 
 class Prediction(msgspec.Struct, frozen=True):

@@ -44,7 +44,7 @@ class Spans(Sequence[bytes | None]):
         length = np.concatenate([part.length for part in parts])
         if all(part.data is parts[0].data for part in parts):
             return cls(parts[0].data, np.concatenate([part.start for part in parts]), length)
-        packed = [part._dense() for part in parts]
+        packed = [part.packed() for part in parts]
         first = np.cumsum([0, *(len(part.data) for part in packed)])
         start = np.concatenate([part.start + at for part, at in zip(packed, first[:-1], strict=True)])
         return cls(np.concatenate([part.data for part in packed]), start, length)
@@ -91,10 +91,6 @@ class Spans(Sequence[bytes | None]):
         bytekernels.gather(self.data, self.start, self.length, data, start)
         return Spans(data, start, self.length)
 
-    def _dense(self) -> Spans:
-        """The same strings in a buffer that holds hardly anything else, so that it may be copied whole."""
-        return self if len(self.data) <= 2 * self.size + _SMALL else self.packed()
-
     @property
     def size(self) -> int:
         """Bytes of all of them."""
@@ -103,17 +99,17 @@ class Spans(Sequence[bytes | None]):
 
 def woven(literals: Sequence[bytes], columns: Sequence[Spans]) -> Spans:
     """One string a row: literal, string of column 0, literal, string of column 1, ..., the last literal."""
-    packed = [column._dense() for column in columns]
-    first = np.cumsum([0] + [len(c.data) for c in packed])
-    start = np.stack([c.start + at for c, at in zip(packed, first[:-1], strict=True)])
-    length = np.stack([c.length for c in packed])
-    cuts = np.cumsum([0] + [len(one) for one in literals])
-    sizes = np.maximum(length, 0).sum(axis=0) + cuts[-1]
-    out_start = np.cumsum(sizes) - sizes
-    out = np.empty(int(sizes.sum()), np.uint8)
-    text = np.frombuffer(b"".join(literals), np.uint8)
-    bytekernels.assemble(np.concatenate([c.data for c in packed]), start, length, text, cuts, out, out_start)
-    return Spans(out, out_start, sizes)
+    sizes = np.full(len(columns[0]), sum(len(one) for one in literals), np.int64)
+    for column in columns:
+        sizes += np.maximum(column.length, 0)
+    at = np.cumsum(sizes) - sizes
+    out = Spans(np.empty(int(sizes.sum()), np.uint8), at.copy(), sizes)
+    last = Spans(_NO_BYTES, at, np.zeros(len(sizes), np.int64))
+    for literal, column in zip(literals, [*columns, last], strict=True):
+        if literal or column is not last:
+            text = np.frombuffer(literal, np.uint8)
+            bytekernels.put(text, column.data, column.start, column.length, out.data, at)
+    return out
 
 
 def quoted(texts: Spans) -> Spans:
@@ -121,5 +117,4 @@ def quoted(texts: Spans) -> Spans:
     return woven([b'"', b'"'], [texts])
 
 
-_SMALL = 4_096
-"""Bytes that are copied sooner than packed."""
+_NO_BYTES = np.zeros(0, np.uint8)

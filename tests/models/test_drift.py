@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from headrace.models import drift
 from headrace.models.drift import DriftMonitor, Watch
-from headrace.streams.batch import Batch, Outputs, Rows, record_by_record
+from headrace.streams.batch import Batch, Column, Outputs, Rows, record_by_record
+from headrace.streams.durations import micros
 from headrace.streams.errors import DeclarationError
-from headrace.streams.outcomes import Prediction, Settled
+from headrace.streams.outcomes import Settled
 from river import compose, linear_model
 from scipy import stats  # type: ignore[import-untyped]
 
@@ -173,27 +174,14 @@ class Noting:
 @pytest.mark.parametrize("on", ["score", "amount"])
 def test_scores_and_features_are_watched_as_they_are_predicted_and_missing_ones_left_out(on: str) -> None:
     watch = drift.PageHinkley(on, threshold=3.0)
-    monitor = DriftMonitor(model(linear_model.LogisticRegression(), watch=[watch]), "prediction")
-    made = [
-        Prediction(
-            id=f"orders-0-{n}",
-            key="a",
-            at=T0,
-            score=0.1 if n < 100 else 0.9,
-            baselines={},
-            version="returns@0",
-            route="embedded",
-            latency_ms=1.0,
-            features={"amount": None if n % 3 == 0 else (0.1 if n < 100 else 0.9), "country": "Peru"},
-        )
-        for n in range(120)
-    ]
-    column = np.empty(len(made), np.object_)
-    column[:] = [msgspec.json.encode(one) for one in made]
-    zeros = np.zeros(len(made), np.int64)
+    columns = {"score": "score.returns", "amount": "Customer.amount"}
+    monitor = DriftMonitor(model(linear_model.LogisticRegression(), watch=[watch]), "prediction", columns)
+    n = np.arange(120)
+    seen = np.where(n < 100, 0.1, 0.9)
+    fields: dict[str, Column] = {"score.returns": seen, "Customer.amount": np.where(n % 3 == 0, np.nan, seen)}
     out: Outputs = []
-    rows = Rows(np.arange(len(made)), {"prediction.returns": column})
-    monitor.process(Batch(zeros, zeros, {"orders": rows}), out)
+    rows = Rows(n, fields, "orders", 0, n)
+    monitor.process(Batch(np.full(120, micros(T0)), n, {"orders": rows}), out)
     assert len(out) >= 1
     [alarm, *_] = [msgspec.json.decode(r.value or b"") for r in record_by_record(out)]
     assert (alarm["detector"], alarm["on"], alarm["value"]) == ("PageHinkley", on, 0.9)

@@ -14,13 +14,17 @@ from headrace.models.errors import ArtifactError
 from headrace.models.learner import Learner
 from headrace.serving.errors import ScoringError
 from headrace.serving.scorer import Scorer, score
-from headrace.streams.batch import Batch, Column, Outputs, Rows, record_by_record
+from headrace.streams.batch import Batch, Column, Fields, Outputs, Rows, record_by_record
 from headrace.streams.durations import micros
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.outcomes import Prediction
+from headrace.streams.spans import Spans
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from river import linear_model, preprocessing
 
 from tests.models.outcomes import PRIOR, T0, model, run, stream
+from tests.serving.onebyone import ScorerOneByOne
 
 LEARNER = preprocessing.StandardScaler() | linear_model.LogisticRegression()
 COLUMNS = [("Customer.a", "a"), ("Customer.b", "b"), ("Customer.country", "country")]
@@ -54,7 +58,7 @@ def predictions(one: Scorer, **columns: list[Any]) -> list[Prediction]:
     made: Outputs = []
     one.process(batch, made)
     out = list(record_by_record(made))
-    assert [r.value for r in out] == batch.streams["orders"].fields["prediction.returns"].tolist()
+    assert [r.value for r in out] == list(batch.streams["orders"].encoded["prediction.returns"])
     assert {(r.topic, r.key) for r in out} == {("predictions.returns", b"anna")}
     return [msgspec.json.decode(r.value or b"", type=Prediction) for r in out]
 
@@ -157,3 +161,66 @@ def test_scoring_changes_no_version() -> None:
     before = artifacts.fingerprint(one.version.estimator)
     predictions(one, a=[0.1, 99.0, math.nan])
     assert artifacts.fingerprint(one.version.estimator) == before
+
+
+ODD = [0.0, -0.0, 0.1, 1.0, -2.5, 1e-7, 123456.75, 1e15, 1e16, -1.5e17, 2.0**60, 1e300, 5e-324, math.nan]
+TEXTS = ["", "Peru", 'a "b"', "é\\日", "\n\x00", "},{", "\x7f"]
+
+
+@pytest.mark.parametrize("learnt", ["nothing", "river", "a twin"])
+def test_predictions_by_columns_have_the_bytes_of_those_made_one_at_a_time(learnt: str) -> None:
+    names = ["a", "b", "n", "yes"] + (["country"] if learnt == "river" else [])
+    columns = [(f"Customer.{name}", name) for name in names]
+    known = [{name: float(i % 3) for name in names if name != "country"} for i in range(7)]
+
+    @settings(derandomize=True, max_examples=40, deadline=None)
+    @given(st.data(), st.integers(1, 30))
+    def check(data: st.DataObject, rows: int) -> None:
+        def drawn(values: st.SearchStrategy[Any]) -> list[Any]:
+            return data.draw(st.lists(values, min_size=rows, max_size=rows))
+
+        numbers = st.sampled_from(ODD) | st.floats(allow_infinity=False)
+        fields: dict[str, Column] = {
+            "Customer.a": np.array(drawn(numbers)), "Customer.b": np.array(drawn(numbers)),
+            "Customer.n": np.array(drawn(st.integers(-(2**60), 2**60)), np.int64),
+            "Customer.yes": np.array(drawn(st.booleans()), np.bool_),
+            "Customer.country": np.array(drawn(st.none() | st.sampled_from(TEXTS)), np.object_),
+            "Customer._rate": np.array(drawn(st.sampled_from([0.0, 0.3, 1e-9, math.nan, math.inf]))),
+        }  # fmt: skip
+        keys = drawn(st.sampled_from([t for t in TEXTS if t]))
+        bare = drawn(st.sampled_from(["anna", "é日"]))
+        published = micros(T0) - np.array(drawn(st.integers(-(10**6), 10**9)), np.int64)
+        time = np.array(drawn(st.integers(0, 4 * 10**15)), np.int64)
+        for texts in (False, True):
+            own = Fields(fields | ({} if texts else {"customer": np.array(keys, np.object_)}),
+                         {"customer": Spans.of([t.encode() for t in bare])} if texts else {})  # fmt: skip
+            made = []
+            for kind in (Scorer, ScorerOneByOne):
+                one = kind(model(LEARNER), columns, {"item": "Customer._rate"}, now=lambda: T0.timestamp() + 0.00005)
+                if learnt != "nothing":
+                    estimator = LEARNER.clone()
+                    for i, x in enumerate(known):
+                        estimator.learn_one(x, i % 2 == 0)
+                    if learnt == "river":
+                        estimator = Shouting(estimator)
+                    one.version = versions.Loaded("returns@7", 0.25, estimator)
+                assert (one._twin is not None) == (learnt == "a twin")
+                at = np.arange(rows)
+                orders = Rows(at, Fields(own, own.texts), "orders", 3, at + 10, published)
+                out: Outputs = []
+                one.process(Batch(time, time, {"orders": orders}), out)
+                made.append([(r.topic, r.key, r.value) for r in record_by_record(out)])
+            assert made[0] == made[1]
+
+    check()
+
+
+class Shouting:
+    """An estimator that has no twin."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+
+    def predict_proba_one(self, x: dict[str, Any]) -> Any:
+        louder = {name: value for name, value in x.items() if name != "country"}
+        return self.estimator.predict_proba_one(louder | {"b": len(x.get("country", ""))})

@@ -14,6 +14,7 @@ from headrace.streams.durations import when
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
 from headrace.streams.outcomes import Match, Outcome, Prediction, Settle
+from headrace.streams.spans import Spans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ class Answer:
             time = when(int(batch.time[at]))
             made = Prediction(rows.event_id(i), "a", time, 0.5, {}, "v1", "embedded", 0.0, {})
             column[i] = msgspec.json.encode(made)
-        rows.fields["prediction"] = column
+        rows.encoded["prediction"] = Spans.of(column.tolist())
 
     def changes(self) -> list[Change]:
         return []
