@@ -9,7 +9,7 @@ KILLS ?= 20
 SECONDS ?= 600
 NODES ?= 1
 
-.PHONY: .types run test test-stack stack check bench bench-broker sim kill-test kill-test-local history clean
+.PHONY: .types run test test-stack stack check bench bench-broker bench-nexmark bench-peers sim kill-test kill-test-local history clean
 
 # What runs, and what the tests need beside it.
 .venv/run: pyproject.toml requirements.txt
@@ -77,6 +77,14 @@ bench: .venv/test
 
 bench-broker: .venv/test
 	$(BIN)/python -m benchmarks.broker
+
+bench-nexmark: .venv/test
+	$(BIN)/python -m benchmarks.nexmark
+
+# Each engine in an environment of its own, fetched once a machine; Java and Maven come from the system.
+bench-peers: .venv/test
+	$(BIN)/python -m tests.stack.provision
+	$(BIN)/python -m benchmarks.peers
 
 clean:
 	rm -rf .venv .types .headrace build *.egg-info

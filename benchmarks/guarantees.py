@@ -7,21 +7,16 @@ reader of committed records. One worker, one partition.
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
 
 from benchmarks.figures import BROKERS, Broker, Figure, collected
-from benchmarks.latency import RATE, WARM, measured
+from benchmarks.latency import PROGRAMS, RATE, WARM, measured, worker
 from benchmarks.window import OURS, app, job, publish, rows
 
-PROGRAMS = {"exactly once": "benchmarks.window", "at least once": "benchmarks.at_least_once"}
 EVENTS = 200_000
 SECONDS = 15.0
 PARTS = {"events/s": "events/s", "p50": "ms", "p99": "ms"}
@@ -56,23 +51,9 @@ async def _measured(broker: Broker, guarantee: str, events: int, seconds: float)
         await publish(address, more[:events])
         name = guarantee.replace(" ", "_")
         rate, _ = await job("benchmarks.window_headrace", address, f"{folder}/job", events, name)
-        await stack.enter_async_context(_worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
+        await stack.enter_async_context(worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
         p50, p99, _ = await measured(address, "trades", more[events:], OURS)
         return [rate, p50, p99]
-
-
-@asynccontextmanager
-async def _worker(program: str, broker: Address, folder: str) -> AsyncIterator[None]:
-    argv = [sys.executable, "-m", "headrace.worker", program, "--broker", broker.bootstrap, "--data", folder]
-    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        while (line := await process.stdout.readline()) and not line.startswith(b"ready"):
-            pass
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
 
 
 if __name__ == "__main__":

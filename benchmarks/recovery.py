@@ -71,7 +71,7 @@ async def make_state(address: Address, least: int) -> State:
     async def commit(changes: list[Change]) -> None:
         await writer.begin()
         await writer.send(task.logged(changes), task.number)
-        await writer.commit(stage.group, {})
+        await writer.commit()
 
     rows = size = 0
     row = sum(map(_size, next(_changes(task, 1))))

@@ -253,6 +253,21 @@ def verify(
     print_verified(program, broker, data)
 
 
+@app.command()
+def profile(
+    program: Program,
+    events: Annotated[int, typer.Option(help="rows that each processor takes, at most", min=1_000)] = 200_000,
+    broker: Broker = None,
+    data: Annotated[
+        Path | None, typer.Option(help="of a stack that is down; left out, .headrace/<application>")
+    ] = None,
+) -> None:
+    """Tell where the processor's time goes: run the program over the events on its log, and write nothing there."""
+    from headrace.profiling import print_profile
+
+    print_profile(program, broker, data, events, lambda line: say.print(line, markup=False))
+
+
 @app.command("export-state")
 def export_state(
     program: Program,

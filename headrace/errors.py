@@ -33,3 +33,7 @@ class ResetError(FrontError):
 
 class ExportError(FrontError):
     """State cannot be exported as asked."""
+
+
+class ProfileError(FrontError):
+    """There is nothing to measure."""

@@ -17,15 +17,28 @@ from headrace.models.model import Model
 from headrace.models.rehearsal import rehearse
 from headrace.models.versions import REGISTRY
 from headrace.serving.scorer import Scorer
+from headrace.streams.aggregations import aggregates
 from headrace.streams.batch import Operator
 from headrace.streams.codecs import MAX_EVENT_BYTES
+from headrace.streams.derived import RowCodec
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event
-from headrace.streams.features import Features, Reference, columns, declaration, operator, references, sources
+from headrace.streams.expressions import Col
+from headrace.streams.features import (
+    Features,
+    Reference,
+    columns,
+    declaration,
+    operator,
+    references,
+    sources,
+    upstream,
+)
 from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
-from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
+from headrace.streams.outcomecolumns import OutcomeCodec, OutcomeColumns
+from headrace.streams.outcomes import Match, Outcome, Settle
 from headrace.streams.runner import TOMBSTONES_KEPT, Follow
 from headrace.streams.store import Store
 from headrace.streams.task import Task
@@ -76,14 +89,15 @@ class Stage:
 
 
 def feature_sets(app: App) -> list[type[Features]]:
-    """Every feature set once, each after the sets it refers to."""
+    """Every feature set once, each after the sets it refers to or is of."""
     ordered: dict[type[Features], None] = {}
 
     def visit(one: type[Features], above: tuple[type[Features], ...]) -> None:
         if one in above:
             names = " -> ".join(s.__name__ for s in (*above, one))
             raise DeclarationError(f"feature sets refer to each other in a circle: {names}")
-        for other in references(one):
+        of = upstream(one)
+        for other in references(one) if of is None else [of, *references(one)]:
             visit(other, (*above, one))
         ordered.setdefault(one)
 
@@ -103,9 +117,10 @@ def events(app: App) -> tuple[type[Event], ...]:
     """The event classes that are read, main streams first."""
     models, sets = app.models, feature_sets(app)
     found: dict[str, type[Event]] = {}
-    wanted = [m.on for m in models] + [_event(declaration(s).of.origin) for s in sets]
+    raw = [s for s in sets if upstream(s) is None]
+    wanted = [m.on for m in models] + [_event(declaration(s).of.origin) for s in raw]
     wanted += [o.event for o in _outcomes(models, sets)]
-    wanted += [_event(s.origin) for one in sets for s in sources(one) if not isinstance(s.origin, Outcome)]
+    wanted += [_event(s.origin) for one in raw for s in sources(one) if not isinstance(s.origin, Outcome)]
     for event in wanted:
         known = found.setdefault(event.contract.topic, event)
         if known is not event:
@@ -182,6 +197,9 @@ def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
     refused_by = {main: main for main in mains}
     for main in mains:
         here = [s for s in sets if declaration(s).of.name == main]
+        if main not in known:
+            made.append(_derived_stage(app, main, here))
+            continue
         scored = [m for m in models if m.on.contract.topic == main]
         made.append(_event_stage(app, known, main, here, scored, refused_by, now))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
@@ -243,6 +261,26 @@ def _event_stage(
     return Stage(main, group, app.partitions, tuple(inputs), tuple(outputs), build)
 
 
+def _derived_stage(app: App, main: str, sets: list[type[Features]]) -> Stage:
+    """Feature sets over what another set publishes, in one task a partition."""
+    said = declaration(sets[0])
+    above, stream = upstream(sets[0]), said.of
+    assert above is not None
+    if app.partitions > 1:
+        _check_sets(said.key, main, sets, app.partitions)
+    group = f"{app.name}.{main}"
+    outputs = [f"features.{s.__name__}" for s in sets if declaration(s).publish and declaration(s).public]
+
+    def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
+        source = Source(main, RowCodec(stream, declaration(above)), stream.out_of_orderness, stream.lateness)
+        changelog = Partition(f"{group}.changelog", number)
+        program = _program([above, *sets], [], [])
+        read = [Input(source, Partition(main, number))]
+        return Task(main, number, read, [operator(s) for s in sets], store, changelog, program), []
+
+    return Stage(main, group, app.partitions, (main,), tuple(outputs), build)
+
+
 def _learning_stage(app: App, model: Model) -> Stage:
     """What a model learns of its outcomes, in one total order: one partition."""
     name = f"learn.{model.name}"
@@ -250,15 +288,22 @@ def _learning_stage(app: App, model: Model) -> Stage:
     topic = f"outcomes.{model.name}"
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
-        operators: list[Operator] = [Mature(model.name), Learner(model), Evaluator(model)]
+        columns = _outcome_columns(model)
+        operators: list[Operator] = [Mature(model.name, columns), Learner(model, columns), Evaluator(model)]
         if any(w.moment == "outcome" for w in model.watch):
             operators.append(DriftMonitor(model, "outcome"))
-        read = [Input(Source(topic, OutcomeCodec()), Partition(topic, number))]
+        read = [Input(Source(topic, OutcomeCodec(columns)), Partition(topic, number))]
         changelog = Partition(f"{group}.changelog", number)
         return Task(name, number, read, operators, store, changelog, _learnt(model)), []
 
     outputs = (REGISTRY, f"metrics.{model.name}", f"drift.{model.name}")
     return Stage(name, group, 1, (topic,), outputs, build)
+
+
+def _outcome_columns(model: Model) -> OutcomeColumns:
+    texts = {f.name: f.kind == "str" for one in model.features for f in columns(one)}
+    features = [(name, texts[column]) for column, name in model_columns(model)]
+    return OutcomeColumns(features, ["base", *baselines(model)])
 
 
 def baselines(model: Model) -> dict[str, str]:
@@ -283,19 +328,41 @@ def _check_partitioning(
 ) -> None:
     """With several partitions, all that a key needs must lie in the partition of that key."""
     key = main.contract.key
-    for one in sets:
-        by = list(declaration(one).by)
-        if by and key not in by:
-            raise DeclarationError(
-                f"{one.__name__} is by {', '.join(by)}, but {main.contract.topic} is partitioned by {key}: over "
-                f"{partitions} partitions no task sees all of one {by[0]}. Use App(partitions=1)"
-            )
+    _check_sets(key, main.contract.topic, sets, partitions)
     for outcome in outcomes:
         if key not in outcome.match:
             raise DeclarationError(
                 f"the outcome is matched on {', '.join(outcome.match)}, but {main.contract.topic} is partitioned by "
                 f"{key}: add it to match, or use App(partitions=1)"
             )
+
+
+def _check_sets(key: str, topic: str, sets: list[type[Features]], partitions: int) -> None:
+    """A topic is partitioned by `key`, if by any field."""
+    for one in sets:
+        said = declaration(one)
+        by = list(said.by)
+        if by and key not in by:
+            keyed = f"is partitioned by {key}" if key else "lies in the partitions of the events it comes of"
+            raise DeclarationError(
+                f"{one.__name__} is by {', '.join(by)}, but {topic} {keyed}: over "
+                f"{partitions} partitions no task sees all of one {by[0]}. Use App(partitions=1)"
+            )
+        if not by and any(True for e in said.expressions.values() for _ in aggregates(e)):
+            raise DeclarationError(
+                f"{one.__name__} is by nothing, so it is of all events of {topic}: over {partitions} partitions no "
+                f"task sees them all. Use App(partitions=1), or add by=<field>"
+            )
+        for stream in sources(one):
+            theirs = said.beside.get(stream.name)
+            if theirs is None:
+                continue
+            other, same = _event(stream.origin).contract.key, theirs[key]
+            if not (isinstance(same, Col) and same.name == other):
+                raise DeclarationError(
+                    f"{one.__name__} finds its {key} in {stream.name} by {same}, but {stream.name} is partitioned by "
+                    f"{other}: over {partitions} partitions no task sees all of one {key}. Use App(partitions=1)"
+                )
 
 
 def _source(event: type[Event], keyless: bool, refusing: bool, windowed: bool) -> Source:
@@ -319,6 +386,8 @@ def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[M
     for one in sets:
         said = declaration(one)
         shape = [f"{n}={e}" for part in (said.by, said.features) for n, e in part.items()]
+        shape += [f"{n} in {stream}={e}" for stream, by in said.beside.items() for n, e in by.items()]
+        shape += [f"{what} {how}" for what, how in (("where", said.where), ("clock", said.clock)) if how is not None]
         parts.append(f"{said.name} of {said.of.name} {said.window} {' '.join(shape)}")
     parts += [f"{o.known_stream} {o.match} {o.within} {o.quantity}" for o in outcomes]
     parts += [f"{m.name} {[w.key for w in m.watch]}" for m in models]

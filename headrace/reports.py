@@ -143,20 +143,25 @@ async def _flow(address: Address, topics: Sequence[Topic], processors: Sequence[
 
 
 def _print(what: str, rows: Sequence[Mapping[str, Cell]]) -> None:
+    table(what, rows, {"report": what})
+
+
+def table(title: str, rows: Sequence[Mapping[str, Cell]], also: Mapping[str, Cell]) -> None:
+    """Rows as a table on a terminal, as NDJSON in a pipe: there with what else tells them apart."""
     if not sys.stdout.isatty():
         for row in rows:
-            sys.stdout.buffer.write(msgspec.json.encode({"report": what, **row}) + b"\n")
+            sys.stdout.buffer.write(msgspec.json.encode({**also, **row}) + b"\n")
         return
     if not rows:
         return
-    table = Table(title=what, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(cells(rows[0])):
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
+        made.add_column(name, justify="right" if numeric and i else "left", overflow="fold")
     for row in rows:
         state = str(row.get("state") or "").partition(" ")[0].rstrip(",")
-        table.add_row(*cells(row).values(), style=COLOURS.get(state))
-    Console().print(table)
+        made.add_row(*cells(row).values(), style=COLOURS.get(state))
+    Console().print(made)
     Console().print()
 
 

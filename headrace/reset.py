@@ -235,7 +235,7 @@ async def begin(log: Log, changelogs: Sequence[Partition]) -> None:
         try:
             await writer.begin()
             await writer.send([Record(changelog.topic, MARK, unfinished, changelog.number)], changelog.number)
-            await writer.commit(changelog.topic.removesuffix(CHANGELOG), {})
+            await writer.commit()
         finally:
             await writer.close()
 
@@ -248,7 +248,7 @@ async def retire(log: Log, app: str, models: Sequence[str]) -> None:
     try:
         await writer.begin()
         await writer.send([Record(REGISTRY, name.encode(), None, 0) for name in models], 0)
-        await writer.commit(f"{app}.reset", {})
+        await writer.commit()
     finally:
         await writer.close()
 
@@ -280,7 +280,7 @@ async def _delete(log: Log, changelog: Partition, keys: Iterator[bytes]) -> None
         while some:
             await writer.begin()
             await writer.send([Record(topic, key, None, number) for key in some], number)
-            await writer.commit(topic.removesuffix(CHANGELOG), {})
+            await writer.commit()
             some = list(islice(keys, ROWS))
     finally:
         await writer.close()

@@ -225,7 +225,8 @@ async def _events(log: Log, stage: plan.Stage, number: int, extent: _Extent) -> 
     events = 0
     async for fetched in records(log, Partition(stage.name, number), extent.taken[Partition(stage.name, number)]):
         events += len(fetched)
-    refused = sum(compared[f"{stage.name}.{kind}"].expected for kind in ("rejected", "late"))
+    said = (compared.get(f"{stage.name}.{kind}") for kind in ("rejected", "late"))
+    refused = sum(published.expected for published in said if published is not None)
     for topic, published in compared.items():
         await published.rest()
         if topic.startswith("predictions.") and published.expected != events - refused:

@@ -14,20 +14,22 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 from headrace.models import artifacts
-from headrace.models.evaluation import log_loss
+from headrace.models import judgekernels as kernels
+from headrace.models.maturity import MatureRows
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Change, Outputs, Record, Rows
+from headrace.streams.batch import Batch, Change, Outputs, Record
 from headrace.streams.durations import micros, when
 from headrace.streams.errors import DeclarationError
+from headrace.streams.kernels import given
 from numpy.typing import NDArray
 from river import drift as river_drift
 from river.drift import binary
 
-ERRORS: dict[str, Callable[[float, bool], float]] = {
-    "log_loss": log_loss,
-    "brier": lambda score, outcome: (score - outcome) ** 2,
-    "error": lambda score, outcome: float((score >= 0.5) != outcome),
-    "outcome": lambda score, outcome: float(outcome),
+ERRORS = {
+    "log_loss": kernels.LOG_LOSS,
+    "brier": kernels.BRIER,
+    "error": kernels.ERROR,
+    "outcome": kernels.OUTCOME,
 }
 """What can be watched once an outcome is mature."""
 
@@ -160,41 +162,24 @@ class _Watched:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.detector = watch.make()
-        self.total = 0.0
-        self.count = 0
+        self.held = np.zeros(2)
         self.moved = self.counted = False
 
-    def see(self, value: float) -> float | None:
-        """Take a value; what the detector was shown when it raised an alarm, or None."""
-        self.total += value
-        self.count += 1
-        self.counted = True
-        if self.count < self.watch.mean_of:
-            return None
-        shown = self.total / self.count
-        self.total, self.count = 0.0, 0
-        self.detector.update(bool(shown) if self.watch.binary else shown)
-        self.moved = True
-        return shown if self.detector.drift_detected else None
+    @property
+    def mean(self) -> tuple[float, int]:
+        """(total, count) of the values that the next mean is of."""
+        return float(self.held[kernels.TOTAL]), int(self.held[kernels.COUNT])
 
-    def see_many(self, values: NDArray[np.float64]) -> list[tuple[int, float]]:
-        """Take values in order; the places of those that raised an alarm, each with what the detector was shown."""
-        found = []
-        at = 0
-        while at < len(values):
-            # All but the last value of a mean at once; summed in order, so that where batches are cut changes no bit.
-            few = values[at : at + self.watch.mean_of - self.count - 1]
-            if len(few):
-                self.total = float(np.cumsum(np.concatenate(([self.total], few)))[-1])
-                self.count += len(few)
-                self.counted = True
-                at += len(few)
-            if at < len(values):
-                shown = self.see(float(values[at]))
-                if shown is not None:
-                    found.append((at, shown))
-                at += 1
-        return found
+    def see(self, values: NDArray[np.float64]) -> Iterator[tuple[int, float]]:
+        """Take values in order: the place of each at which an alarm came, and what the detector was shown then."""
+        shown, rows = np.empty(len(values)), np.empty(len(values), np.int64)
+        count = kernels.means(given(values), self.watch.mean_of, self.held, shown, rows)
+        self.counted |= len(values) > 0
+        for row, value in zip(rows[:count].tolist(), shown[:count].tolist(), strict=True):
+            self.detector.update(bool(value) if self.watch.binary else value)
+            self.moved = True
+            if self.detector.drift_detected:
+                yield row, value
 
 
 class DriftMonitor:
@@ -226,7 +211,7 @@ class DriftMonitor:
             if kind == "detector":
                 self._watched[key].detector = artifacts.load(value)
             else:
-                self._watched[key].total, self._watched[key].count = msgspec.msgpack.decode(value)
+                self._watched[key].held[:] = msgspec.msgpack.decode(value)
 
     def changes(self) -> list[Change]:
         changes: list[Change] = []
@@ -234,41 +219,39 @@ class DriftMonitor:
             if watched.moved:
                 changes.append((f"detector {key}".encode(), artifacts.dump(watched.detector)))
             if watched.counted and watched.watch.mean_of > 1:
-                changes.append((f"mean {key}".encode(), msgspec.msgpack.encode((watched.total, watched.count))))
+                changes.append((f"mean {key}".encode(), msgspec.msgpack.encode(watched.mean)))
             watched.moved = watched.counted = False
         return changes
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each detector, and how far the mean is that it sees next."""
         for key, watched in self._watched.items():
-            yield {"detector": key, "values": watched.count, "total": watched.total}
+            total, count = watched.mean
+            yield {"detector": key, "values": count, "total": total}
 
     def process(self, batch: Batch, out: Outputs) -> None:
         rows = batch.streams.get(self._stream)
         if rows is None or not len(rows) or not self._watches:
             return
-        if self._moment == "outcome":
-            for settled in rows.fields["outcome"].tolist():
-                for watched in self._watched.values():
-                    value = ERRORS[watched.watch.on](settled.score, settled.outcome)
-                    self._see(watched, value, micros(settled.matures), settled.id, out)
+        alarms: list[tuple[int, int, float]] = []
+        if isinstance(rows, MatureRows):
+            outcomes = rows.outcomes
+            for n, watched in enumerate(self._watched.values()):
+                errors = np.empty(len(outcomes))
+                kind = ERRORS[watched.watch.on]
+                kernels.errors(kind, given(outcomes.score), given(outcomes.outcome), 2.0, errors)
+                alarms += [(row, n, value) for row, value in watched.see(errors)]
+            for row, n, value in sorted(alarms):
+                settled = outcomes.settled(row)
+                out.append(self._alarm(self._watches[n], value, micros(settled.matures), settled.id))
         else:
-            self._see_columns(batch, rows, out)
-
-    def _see_columns(self, batch: Batch, rows: Rows, out: Outputs) -> None:
-        alarms = []
-        for n, watched in enumerate(self._watched.values()):
-            values = rows.fields[self._columns[watched.watch.on]].astype(np.float64)
-            there = np.flatnonzero(~np.isnan(values))
-            for place, shown in watched.see_many(values[there]):
-                alarms.append((int(there[place]), n, watched.watch, shown))
-        for row, _, watch, shown in sorted(alarms, key=lambda alarm: alarm[:2]):
-            out.append(self._alarm(watch, shown, int(batch.time[rows.at[row]]), rows.event_id(row)))
-
-    def _see(self, watched: _Watched, value: float, at: int, event: str, out: Outputs) -> None:
-        shown = watched.see(value)
-        if shown is not None:
-            out.append(self._alarm(watched.watch, shown, at, event))
+            for n, watched in enumerate(self._watched.values()):
+                values = rows.fields[self._columns[watched.watch.on]].astype(np.float64)
+                there = np.flatnonzero(~np.isnan(values))
+                alarms += [(int(there[at]), n, value) for at, value in watched.see(values[there])]
+            for row, n, value in sorted(alarms):
+                at = int(batch.time[rows.at[row]])
+                out.append(self._alarm(self._watches[n], value, at, rows.event_id(row)))
 
     def _alarm(self, watch: Watch, value: float, at: int, event: str) -> Record:
         alarm = {

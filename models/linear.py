@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from headrace.models import artifacts
 from headrace.models import linearkernels as kernels
+from headrace.streams.kernels import given
 from numpy.typing import NDArray
 from river import compose, linear_model, optim, preprocessing
 
@@ -69,7 +70,7 @@ class Twin:
         """The probability of True, float64[n]. x: float64[n, features], NaN where one is missing."""
         out = np.empty(len(x))
         with np.errstate(all="ignore"):  # only plain Python tells
-            kernels.predict_linear(_given(x), self._options, self._cells, self._held, self._room, out)
+            kernels.predict_linear(given(x), self._options, self._cells, self._held, self._room, out)
         return out
 
     def learn_many(self, x: NDArray[np.float64], y: NDArray[np.bool_]) -> bool:
@@ -80,7 +81,7 @@ class Twin:
         before = self._cells.copy(), self._held.copy()
         try:
             with np.errstate(all="ignore"):
-                kernels.learn_linear(_given(x), _given(y), self._options, self._cells, self._held, self._room)
+                kernels.learn_linear(given(x), given(y), self._options, self._cells, self._held, self._room)
             fine = bool(kernels.sound_linear(self._options, self._cells, self._held))
         except ArithmeticError:  # plain Python raises where compiled code gives infinity
             fine = False
@@ -298,10 +299,3 @@ def _write(parts: _Parts, names: Sequence[str], cells: NDArray[np.float64], held
     model.optimizer.n_iterations = int(held[kernels.STEPS])
     if model.l1:
         model.max_cum_l1 = float(held[kernels.OWED])
-
-
-def _given(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as the kernel takes it: it is one type for arrays that may be written and another for others."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view

@@ -98,7 +98,7 @@ class Scorer:
         values = woven(
             self._literals,
             [
-                event_ids(rows),
+                event_ids(rows).whole(),
                 self._keys(rows),
                 printed(batch.time[rows.at], Type("time", False)),
                 floats(scores),

@@ -43,19 +43,32 @@ class Streamed(Protocol):
     def stream(self) -> Stream: ...
 
 
-Source = type[Event] | Stream | Streamed
+class Derived(Protocol):
+    """A feature set, which stands for the rows that it publishes."""
+
+    @property
+    def __stream__(self) -> Stream: ...
+
+
+Source = type[Event] | Stream | Streamed | Derived
 
 
 def stream(of: Source) -> Stream:
-    """The stream of an event class, or of anything with a `.stream`."""
+    """The stream of an event class, of a feature set's rows, or of anything with a `.stream`."""
     if isinstance(of, Stream):
         return of
+    derived = getattr(of, "__stream__", None)
+    if derived is not None:
+        found: Stream = derived
+        return found
     if isinstance(of, type):
         if issubclass(of, Event) and hasattr(of, "contract"):
             contract = of.contract
             return Stream(contract.topic, event_fields(of), contract.lateness, contract.out_of_orderness, of)
-    elif isinstance(getattr(of, "stream", None), Stream):
-        return of.stream
+    else:
+        made = getattr(of, "stream", None)
+        if isinstance(made, Stream):
+            return made
     raise DeclarationError(f"of={of!r} is not a stream: give an event class, or an object with a `.stream`")
 
 
@@ -70,8 +83,9 @@ class Aggregate(Expression):
         of: Source | None,
         where: Expression | None,
         option: float = 0.0,
+        order: Expression | None = None,
     ) -> None:
-        for part in (value, where):
+        for part in (value, where, order):
             if part is not None and not isinstance(part, Expression):
                 raise DeclarationError(
                     f"{kind}({part!r}): aggregate an expression of fields, such as col.price"
@@ -86,13 +100,15 @@ class Aggregate(Expression):
         self.of = None if of is None else stream(of)
         self.where = where
         self.option = option
+        self.order = order
 
     def described(self) -> str:
         inner = "" if self.value is None else f"{self.value}, "
         of = f", of {self.of.name}" if self.of else ""
         where = f", where {self.where}" if self.where is not None else ""
+        order = f", order {self.order}" if self.order is not None else ""
         option = f", {self.option!r}" if self.kind in ("quantile", "decayed") else ""
-        return f"{self.kind}({inner}{self.over}{of}{where}{option})"
+        return f"{self.kind}({inner}{self.over}{of}{where}{option}{order})"
 
     def type_in(self, scope: Scope) -> Type:
         declared = scope.fields.get(self.text)
@@ -162,17 +178,34 @@ def max(
 
 
 def first(
-    value: Expression, over: Span = None, *, of: Source | None = None, where: Expression | None = None
+    value: Expression,
+    over: Span = None,
+    *,
+    order: Expression | None = None,
+    of: Source | None = None,
+    where: Expression | None = None,
 ) -> Aggregate:
-    """The value of the earliest event; of those at one time, the one taken first. A number, bool, time or text."""
-    return Aggregate("first", value, window(over), of, where)
+    """The value of the earliest event; of those at one time, the one taken first. A number, bool, time or text.
+
+    order: a number or time in whose place the event's time is; so `first(col.shop, order=col.price)` is the
+    cheapest event's shop. Events that have none are left out.
+    """
+    return Aggregate("first", value, window(over), of, where, order=order)
 
 
 def last(
-    value: Expression, over: Span = None, *, of: Source | None = None, where: Expression | None = None
+    value: Expression,
+    over: Span = None,
+    *,
+    order: Expression | None = None,
+    of: Source | None = None,
+    where: Expression | None = None,
 ) -> Aggregate:
-    """The value of the latest event; of those at one time, the one taken last. A number, bool, time or text."""
-    return Aggregate("last", value, window(over), of, where)
+    """The value of the latest event; of those at one time, the one taken last. A number, bool, time or text.
+
+    order: as in `first`; so `last(col.bidder, order=col.price)` is the bidder of the highest bid.
+    """
+    return Aggregate("last", value, window(over), of, where, order=order)
 
 
 def distinct(

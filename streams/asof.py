@@ -7,23 +7,24 @@ from typing import Any
 
 import numpy as np
 from headrace.streams import kernels
-from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Outputs, Rows
+from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Fields, Outputs, Rows, texts_of
 from headrace.streams.expressions import Col, Type, canonical, evaluate
 from headrace.streams.index import Ints
 from headrace.streams.inputs import WAKE
-from headrace.streams.jsonrows import event_ids, joined, printed, record_keys
+from headrace.streams.jsonrows import Piece, event_ids, joined, printed, record_keys, written
 from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
-from headrace.streams.spans import Spans, quoted
+from headrace.streams.resultrows import missing
+from headrace.streams.spans import Spans
 from headrace.streams.tables import Table, nothing
 
 
 class FeatureSet:
     """The operator of features as of each event. See `batch.Operator` for its contract.
 
-    It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row to
-    `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}. An entity that has been idle for
-    longer than every window of the set, lateness and `WAKE` is forgotten; what is folded for all time, or over the
-    last events, stays.
+    It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row, of those
+    that hold `where`, to `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}. An entity that
+    has been idle for longer than every window of the set, lateness and `WAKE` is forgotten; what is folded for all
+    time, or over the last events, stays.
     """
 
     def __init__(self, features: Declared) -> None:
@@ -60,15 +61,12 @@ class FeatureSet:
             source = self._inputs[name][0].name
             for wanted in (source, self.declared.of.name):
                 if wanted in streams and wanted not in slots:
-                    slots[wanted] = self._slots(streams[wanted])
+                    slots[wanted] = numbered(self.entities, self.declared.by_in(wanted), streams[wanted])
             self._advance(name, table, batch, streams.get(source), main, slots, inputs.get(source, {}), known)
         if main is not None:
             self._add_columns(main, known)
             if self._published:
-                self._publish(batch, main, out)
-
-    def _slots(self, rows: Rows) -> Ints:
-        return numbered(self.entities, self.declared.by, rows)
+                self._publish(batch, self._kept(main, known), out)
 
     def _advance(
         self,
@@ -97,30 +95,50 @@ class FeatureSet:
                     known[text] = result(table, kind, reads, found)
 
     def _add_columns(self, main: Rows, known: dict[str, Column]) -> None:
+        texts = texts_of(main.fields)
         for name, expression in self.declared.features.items():
+            if isinstance(expression, Col) and expression.name in texts and isinstance(main.fields, Fields):
+                main.fields.carry(f"{self.name}.{name}", texts[expression.name])
+                continue
             column = canonical(evaluate(expression, main.fields, known, len(main)), self.types[name])
             if column.dtype == np.float64 and not np.isfinite(column).all():
                 column = np.where(np.isfinite(column), column, np.nan)
             main.fields[f"{self.name}.{name}"] = column
 
+    def _kept(self, main: Rows, known: dict[str, Column]) -> Rows:
+        """The rows that are published."""
+        condition = self.declared.where
+        if condition is None:
+            return main
+        holds = canonical(evaluate(condition, main.fields, known, len(main)), Type("bool", False))
+        return main if holds.all() else main.only(np.flatnonzero(holds))
+
     def _publish(self, batch: Batch, main: Rows, out: Outputs) -> None:
-        named = {"id": event_ids(main)}
+        if not len(main):
+            return
+        named: dict[str, Spans | Piece] = {"id": event_ids(main)}
         for name, type in self._plan.key_types.items():
             named[name] = self._entity(main, name, type)
         named["at"] = printed(batch.time[main.at], Type("time", False))
         for name in self._published:
             column = f"{self.name}.{name}"
-            named[name] = printed(main.fields[column], self.types[name])
+            texts = main.texts(column)
+            if texts is not None:
+                named[name] = written(texts)
+                continue
+            named[name] = numbers = printed(main.fields[column], self.types[name])
             if self.types[name].kind == "float":  # as a prediction tells it too; it tells an integer as a float
-                main.encoded[column] = named[name]
-        out.append(Block(self._topic, record_keys(main, self.declared.key), joined(named)))
+                main.encoded[column] = numbers
+        key = self.declared.key
+        keys = record_keys(main, key) if key else missing(len(main))
+        out.append(Block(self._topic, keys, joined(named)))
 
-    def _entity(self, main: Rows, name: str, type: Type) -> Spans:
+    def _entity(self, main: Rows, name: str, type: Type) -> Spans | Piece:
         """The column `name` of what tells the entities apart, as JSON."""
         expression = self.declared.by[name]
         texts = main.texts(expression.name) if isinstance(expression, Col) and not type.optional else None
         if texts is not None:
-            return quoted(texts)
+            return written(texts)
         return printed(canonical(evaluate(expression, main.fields, {}, len(main)), type), type)
 
     def changes(self) -> Changes:

@@ -30,6 +30,10 @@ class Fields(dict[str, Column]):
         super().__init__(columns)
         self.texts = texts
 
+    def carry(self, name: str, spans: Spans) -> None:
+        """Adds a column of texts."""
+        self.texts = {**self.texts, name: spans}
+
     def __missing__(self, name: str) -> Column:
         spans = self.texts[name]
         column = np.empty(len(spans), np.object_)
@@ -69,6 +73,13 @@ class Rows:
     def texts(self, name: str) -> Spans | None:
         """A column of texts as spans, where it came so."""
         return texts_of(self.fields).get(name)
+
+    def only(self, rows: NDArray[np.int64]) -> Rows:
+        """Those of these rows, whose fields are copies."""
+        texts = {name: spans.take(rows) for name, spans in texts_of(self.fields).items()}
+        columns = {name: column[rows] for name, column in self.fields.items() if name not in texts}
+        offset, published = self.offset[rows], self.published[rows]
+        return Rows(self.at[rows], Fields(columns, texts), self.topic, self.partition, offset, published)
 
     def event_id(self, row: int) -> str:
         return f"{self.topic}-{self.partition}-{self.offset[row]}"

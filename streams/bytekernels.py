@@ -8,7 +8,10 @@ import numba
 import numpy as np
 from headrace.streams.kernels import UNKNOWN, kernel, part
 
-SPACE, QUOTE, COMMA, OPEN, BACKSLASH, CLOSE, OPEN_BRACE, CLOSE_BRACE = 32, 34, 44, 91, 92, 93, 123, 125
+SPACE, QUOTE, COMMA, MINUS, ZERO, OPEN, BACKSLASH, CLOSE = 32, 34, 44, 45, 48, 91, 92, 93
+OPEN_BRACE, CLOSE_BRACE = 123, 125
+LEAST, LEAST_TENTH = -(2**63), -922337203685477580
+"""The least int64, which has no positive, and its tenth."""
 USED, FREE, BYTES = range(3)
 """Counters of `Names`: numbers given so far, those that are free, and the bytes of the arena that are taken."""
 
@@ -97,6 +100,30 @@ def members(data: Any, start: Any, length: Any, out: Any) -> None:
         while found < len(out):
             out[found, i] = end
             found += 1
+
+
+@kernel(numba.void(_INTS, BYTES_GIVEN, _OUT, _INTS, _INTS))
+def digits(column: Any, before: Any, out: Any, start: Any, length: Any) -> None:
+    """Integers as text, each behind the same bytes, from where it starts; there is room for 20 digits and signs."""
+    for i in range(len(column)):
+        rest, q = column[i], start[i]
+        for x in range(len(before)):
+            out[q] = before[x]
+            q += 1
+        if rest < 0:
+            out[q] = MINUS
+            q += 1
+        else:
+            rest = -rest  # the least int64 has no positive
+        count, left = 1, rest
+        while left <= -10:
+            left = -(-left // 10) if left != LEAST else LEAST_TENTH
+            count += 1
+        for x in range(count):
+            tenth = -(-rest // 10) if rest != LEAST else LEAST_TENTH
+            out[q + count - 1 - x] = ZERO + (10 * tenth - rest)
+            rest = tenth
+        length[i] = q + count - start[i]
 
 
 class Names(NamedTuple):

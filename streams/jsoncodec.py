@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 
 class JsonCodec(MsgspecCodec):
-    """Flat JSON: what `JsonColumns` takes by kernels, and the other rows, each by itself, by msgspec."""
+    """Flat JSON: what `JsonColumns` takes by kernels, and the other rows, each by itself, by msgspec.
+
+    odd: how many of the latter there were
+    """
 
     def __init__(self, event: type[Event], keyless: bool = True) -> None:
         super().__init__(event, keyless)
         self._columns = JsonColumns(event, keyless)
         self._keyless_event = empty_key(event.contract.key)
+        self.odd = 0
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
@@ -31,6 +35,7 @@ class JsonCodec(MsgspecCodec):
             return Decoded(np.arange(len(values)), Fields(plain.columns, plain.texts), plain.time, [])
         refused = [(row, self._keyless_event) for row in np.flatnonzero(plain.keyless).tolist()]
         odd = np.flatnonzero(~(plain.ok | plain.keyless))
+        self.odd += len(odd)
         if not len(odd):
             return _some(plain, refused)
         found = super().decode(list(values.take(odd)), list(keys.take(odd)), published[odd])

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
 
-import msgspec
 import numpy as np
 from headrace.streams import jsonkernels as kernels
 from headrace.streams.batch import Column
 from headrace.streams.codecs import MAX_EVENT_BYTES, MAX_INTEGER
 from headrace.streams.event import Event, Field, fields
+from headrace.streams.kernels import given
 from headrace.streams.spans import Spans
 from msgspec import inspect
 from numpy.typing import NDArray
@@ -27,16 +26,8 @@ _KINDS = {
     "int": kernels.INT, "float": kernels.FLOAT, "bool": kernels.BOOL, "str": kernels.TEXT, "time": kernels.TIME,
 }  # fmt: skip
 
-T = TypeVar("T", bound=np.generic)
-
-_PLAIN = (
-    inspect.IntType(), inspect.FloatType(), inspect.BoolType(), inspect.StrType(), inspect.DateTimeType(),
-    inspect.NoneType(),
-)  # fmt: skip
-"""Types without a constraint (`msgspec.Meta`)."""
-
 _BOUNDS = {"gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal}
-"""Constraints on numbers that a column is held to as a whole."""
+"""Constraints of numbers (`msgspec.Meta`), by name."""
 
 
 @dataclass(slots=True)
@@ -69,6 +60,7 @@ class JsonColumns:
     - the integer -0; numbers below those of float64, which are 0; numbers of more than 19 digits about which the first
       19 say too little
     - times other than `YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`, and those that round up to the next second
+    - text of which the number of bytes does not tell whether it has as many characters as its field wants
 
     One at a time may decode: it notes in its own memory which fields a row had.
 
@@ -81,7 +73,7 @@ class JsonColumns:
         assert isinstance(info, inspect.StructType)
         assert [f.name for f in found] == [f.name for f in info.fields]
         self._fields = found
-        self._bounds = [bound for f in info.fields for bound in _bounds(f.name, f.type)]
+        self._bounds = [(f, _scalar(i.type)) for f, i in zip(found, info.fields, strict=True) if _bounded(i.type)]
         self._cell = [0, *accumulate(2 if f.kind == "str" else 1 for f in found)]
         # With their quotes, so that a name that begins with another is no match; msgspec lets none have quotes.
         names = [f.encode_name.encode() + b'"' for f in info.fields]
@@ -115,8 +107,8 @@ class JsonColumns:
     def takes(event: type[Event]) -> bool:
         """Whether every event of the class is a flat JSON object of scalars: int, float, bool, str, datetime.
 
-        Left to msgspec whole: events with constraints (`msgspec.Meta`) other than bounds of numbers, tags, `array_like`
-        or `__post_init__`.
+        Left to msgspec whole: events with tags, `array_like` or `__post_init__`, and those with a field that has a
+        `pattern`, `multiple_of`, or `tz=False`.
 
         Raises DeclarationError where the key or the time is of an unfit type.
         """
@@ -128,7 +120,7 @@ class JsonColumns:
             and not info.array_like
             and info.tag is None
             and not hasattr(event, "__post_init__")
-            and all(_plain(field.type) for field in info.fields)
+            and all(_taken(_scalar(field.type)) for field in info.fields)
         )
 
     def decode(self, values: Spans, keys: Spans, published: NDArray[np.int64]) -> Plain:
@@ -142,7 +134,7 @@ class JsonColumns:
         kernels.decode(
             _strings(values),
             _strings(keys),
-            _given(published),
+            given(published),
             self._schema,
             kernels.Cells(ok, time, cells, floats),
         )
@@ -154,36 +146,66 @@ class JsonColumns:
             else:
                 columns[field.name] = _column(field, cells[cell], floats[cell])
         keyless = ~ok & (time == kernels.NO_KEY)
-        for name, holds, bound in self._bounds:
-            column = columns[name]
-            kept = holds(column, bound)
-            within = kept | np.isnan(column) if column.dtype == np.float64 else kept
-            ok &= within
-            keyless &= within
+        for field, bound in self._bounds:
+            if isinstance(bound, inspect.StrType):
+                fits = _fits(texts[field.name].length, bound)
+            else:
+                fits = _within(columns[field.name], bound)
+            ok &= fits
+            keyless &= fits
         return Plain(ok, keyless, time, columns, texts)
 
 
-_NUMBER = inspect.IntType | inspect.FloatType
+def _scalar(type: inspect.Type) -> inspect.Type:
+    """A type without what is told of it, and without the None beside it."""
+    while isinstance(type, inspect.Metadata | inspect.UnionType):
+        if isinstance(type, inspect.Metadata):
+            type = type.type
+        else:
+            [*others] = (t for t in type.types if not isinstance(t, inspect.NoneType))
+            if len(others) != 1:
+                return type
+            [type] = others
+    return type
 
 
-def _every(type: inspect.Type) -> tuple[inspect.Type, ...]:
-    """The types that a value may have."""
-    while isinstance(type, inspect.Metadata):
-        type = type.type
-    return type.types if isinstance(type, inspect.UnionType) else (type,)
+def _taken(type: inspect.Type) -> bool:
+    """Whether the values of a scalar can be checked as columns."""
+    match type:
+        case inspect.IntType() | inspect.FloatType():
+            return type.multiple_of is None
+        case inspect.StrType():
+            return type.pattern is None
+        case inspect.DateTimeType():
+            return type.tz is not False
+    return isinstance(type, inspect.BoolType)
 
 
-def _plain(type: inspect.Type) -> bool:
-    """Whether a type is a scalar without constraints but bounds, or None beside one."""
-    free = dict.fromkeys(_BOUNDS)
-    bare = [msgspec.structs.replace(t, **free) if isinstance(t, _NUMBER) else t for t in _every(type)]
-    return all(t in _PLAIN for t in bare)
+def _bounded(type: inspect.Type) -> bool:
+    return any(getattr(_scalar(type), name, None) is not None for name in (*_BOUNDS, "min_length", "max_length"))
 
 
-def _bounds(name: str, type: inspect.Type) -> list[tuple[str, np.ufunc, float]]:
-    """What the values of a field are held to: the column, how it is compared and with what."""
-    said = [(how, getattr(t, how)) for t in _every(type) if isinstance(t, _NUMBER) for how in _BOUNDS]
-    return [(name, _BOUNDS[how], bound) for how, bound in said if bound is not None]
+def _within(column: Column, bound: inspect.Type) -> NDArray[np.bool_]:
+    """Of each number, whether it is within its bounds; a missing one is."""
+    within = np.ones(len(column), np.bool_)
+    for name, holds in _BOUNDS.items():
+        limit = getattr(bound, name)
+        if limit is not None:
+            within &= holds(column, limit)
+    return within | np.isnan(column) if column.dtype == np.float64 else within
+
+
+def _fits(size: NDArray[np.int64], bound: inspect.StrType) -> NDArray[np.bool_]:
+    """Of each text, by its bytes, whether it surely has as many characters as it must; a missing one has.
+
+    A character of UTF-8 has one to four bytes.
+    """
+    fits = np.ones(len(size), np.bool_)
+    if bound.min_length is not None:
+        fits &= size >= 4 * bound.min_length - 3
+    if bound.max_length is not None:
+        fits &= size <= bound.max_length
+    return fits | (size < 0)
 
 
 def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64]) -> Column:
@@ -193,14 +215,7 @@ def _column(field: Field, whole: NDArray[np.int64], floats: NDArray[np.float64])
 
 
 def _strings(spans: Spans) -> kernels.Strings:
-    return kernels.Strings(_given(spans.data), _given(spans.start), _given(spans.length))
-
-
-def _given(array: NDArray[T]) -> NDArray[T]:
-    """The array as the kernel takes it: it is one type for arrays that may be written and another for others."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
+    return kernels.Strings(given(spans.data), given(spans.start), given(spans.length))
 
 
 def _int64(values: Sequence[int]) -> NDArray[np.int64]:

@@ -631,3 +631,71 @@ def decode(values: Any, keys: Any, published: Any, schema: Any, out: Any) -> Non
     """Reads every row: published in microseconds."""
     for i in range(len(values.start)):
         out.ok[i] = _row(i, values, keys, published, schema, out)
+
+
+# Rows of one layout: what we wrote ourselves.
+
+
+class Layout(NamedTuple):
+    """What stands around the values of a row: literal 0, value 0, literal 1, ..., the last literal.
+
+    words: the literals, each with zeros up to a multiple of eight bytes, as numbers of 64 bits
+    word:  where each begins
+    size:  its bytes
+    spare: bits of its last number that are none of its own
+    """
+
+    words: Any
+    word: Any
+    size: Any
+    spare: Any
+
+
+LAYOUT = _named([numba.uint64[::1], _numbers, _numbers, numba.uint64[::1]], Layout)
+
+
+@part
+def _passed(data: Any, p: Any, last: Any, n: Any, layout: Any) -> Any:
+    """The place after literal n, which lies at p; -1 where it does not."""
+    left, word = layout.size[n], layout.word[n]
+    if left > last + 1 - p:
+        return -1
+    while left > 8 or (left > 0 and last - p >= 7):
+        spare = layout.spare[n] if left <= 8 else _U0
+        if _eight(data, p) << spare != layout.words[word] << spare:
+            return -1
+        if left <= 8:
+            return p + left
+        p += 8
+        left -= 8
+        word += 1
+    for k in range(left):
+        if np.uint64(_at(data, p + k)) != layout.words[word] >> np.uint64(8 * k) & _BYTE:
+            return -1
+    return p + left
+
+
+@part
+def _laid(i: Any, values: Any, layout: Any, schema: Any, out: Any) -> Any:
+    """Reads row i; whether it was taken."""
+    data, p, length, count = values.data, values.start[i], values.length[i], len(schema.kind)
+    if length < 2 or p < 0 or p > len(data) - length:
+        return False
+    last = p + length - 1
+    if _at(data, last) != CLOSE:
+        return False
+    for f in range(count):
+        p = _passed(data, p, last, f, layout)
+        if p < 0 or p > last:
+            return False
+        p, _ = _value(data, p, last, f, i, schema, out)
+        if p < 0:
+            return False
+    return _passed(data, p, last, count, layout) == last + 1
+
+
+@kernel(numba.void(STRINGS, LAYOUT, SCHEMA, CELLS))
+def decode_laid(values: Any, layout: Any, schema: Any, out: Any) -> None:
+    """Reads every row of one layout: of the schema, kind, floated, optional, cell and the largest integer are asked."""
+    for i in range(len(values.start)):
+        out.ok[i] = _laid(i, values, layout, schema, out)

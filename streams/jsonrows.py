@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -10,8 +11,11 @@ import orjson
 from headrace.streams import bytekernels
 from headrace.streams.batch import Column, Rows
 from headrace.streams.expressions import Type
-from headrace.streams.spans import Spans, woven
+from headrace.streams.spans import Spans, quoted, woven
 from numpy.typing import NDArray
+
+MOST_DIGITS = 20
+"""Of an int64 with its sign."""
 
 _PRINT = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
@@ -55,20 +59,65 @@ def encoded_texts(column: Column) -> Spans:
     return Spans.of([msgspec.json.encode(text) for text in column.tolist()])
 
 
-def joined(named: Mapping[str, Sequence[bytes | None]]) -> Spans:
+def written(texts: Spans) -> Spans | Piece:
+    """Texts that need no escape as JSON; missing as null."""
+    there = texts.length >= 0
+    if there.all():
+        return Piece(b'"', texts, b'"')
+    whole = quoted(texts.take(there))
+    null = len(whole.data)
+    start, length = np.full(len(texts), null), np.full(len(texts), 4)
+    start[there], length[there] = whole.start, whole.length
+    return Spans(np.concatenate([whole.data, np.frombuffer(b"null", np.uint8)]), start, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A column of JSON whose values begin alike and end alike."""
+
+    before: bytes
+    spans: Spans
+    after: bytes
+
+    def whole(self) -> Spans:
+        return woven([self.before, self.after], [self.spans])
+
+
+def joined(named: Mapping[str, Sequence[bytes | None] | Piece]) -> Spans:
     """One JSON object a row, from columns of JSON by name."""
-    literals = [b"," + orjson.dumps(name) + b":" for name in named]
-    literals[0] = b"{" + literals[0][1:]
-    return woven([*literals, b"}"], [Spans.of(column) for column in named.values()])
+    literals: list[bytes] = []
+    columns: list[Spans] = []
+    after = b""
+    for name, column in named.items():
+        piece = column if isinstance(column, Piece) else Piece(b"", Spans.of(column), b"")
+        literals.append(after + (b"," if literals else b"{") + orjson.dumps(name) + b":" + piece.before)
+        columns.append(piece.spans)
+        after = piece.after
+    return woven([*literals, after + b"}"], columns)
 
 
-def event_ids(rows: Rows) -> Spans:
+def event_ids(rows: Rows) -> Piece:
     """The ids of events, as JSON."""
-    offsets = printed(rows.offset, Type("int", False))
-    return woven([f'"{rows.topic}-{rows.partition}-'.encode(), b'"'], [offsets])
+    return Piece(f'"{rows.topic}-{rows.partition}-'.encode(), digits(rows.offset), b'"')
 
 
 def record_keys(rows: Rows, name: str) -> Spans:
     """The keys of records that are keyed as these events: by a field, as text."""
     texts = rows.texts(name)
-    return Spans.of([str(key).encode() for key in rows.fields[name].tolist()]) if texts is None else texts
+    if texts is not None:
+        return texts
+    column = rows.fields[name]
+    return digits(column) if column.dtype == np.int64 else Spans.of([str(key).encode() for key in column.tolist()])
+
+
+def digits(column: Column, before: bytes = b"") -> Spans:
+    """Integers as text, each behind `before`.
+
+    column: int64[n]
+    """
+    literal = np.frombuffer(before, np.uint8)
+    wide = len(literal) + MOST_DIGITS
+    out, length = np.empty(wide * len(column), np.uint8), np.empty(len(column), np.int64)
+    start = np.arange(0, wide * len(column), wide)
+    bytekernels.digits(column, literal, out, start, length)
+    return Spans(out, start, length)

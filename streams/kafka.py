@@ -34,7 +34,7 @@ from headrace.streams.errors import (
     RecordTooLarge,
     TransactionUnknown,
 )
-from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
+from headrace.streams.log import NO_OFFSETS, Fetched, Partition, Reader, Sender, Turns, Writer
 from headrace.streams.recordbatches import Columns
 from headrace.streams.spans import Spans
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ this; aiokafka's own 100 ms doubled the time of a commit on Kafka."""
 
 TRANSACTION_WITHIN_MS = 60_000
 """After this long without an end the log aborts a dead owner's transaction, so that readers go on."""
+
+FEW_BYTES = 32 << 10
+"""Bytes of a batch that are sooner sent with the next."""
 
 FEW = 20
 """Records in blocks that are sooner appended one by one than laid out as columns."""
@@ -283,12 +286,15 @@ class _Sender:
             if isinstance(output, Record) or len(output):
                 number = home if output.partition is None else output.partition
                 by_partition[Partition(output.topic, number)].append(output)
+        self._announce(by_partition)
         sent = []
         for partition, those in by_partition.items():
-            # One after the other: while one is under way the next is built.
             for batch in self._batches(those):
                 future = await self._ask(_send_batch(self._producer, batch, partition))
                 sent.append((partition, batch.record_count(), future))
+                if batch.size() > FEW_BYTES:
+                    await asyncio.sleep(0)  # while it is under way the next is built
+        beside = self._offsets()
         ends: dict[Partition, int] = {}
         for partition, count, future in sent:
             try:
@@ -303,7 +309,16 @@ class _Sender:
                 # The broker has it already, and does not say where: the position after it is found by starting again.
                 raise LogUnavailable(f"{partition.topic} has a batch already that was sent again, and tells no offset")
             ends[partition] = stored.offset + count
+        if beside is not None:
+            await self._ask(beside)
         return ends
+
+    def _announce(self, partitions: Iterable[Partition]) -> None:
+        """Say where the records of a transaction will go."""
+
+    def _offsets(self) -> asyncio.Future[None] | None:
+        """Have the offsets of a transaction taken."""
+        return None
 
     def _batches(self, outputs: list[Record | Block]) -> Iterator[Any]:
         """What one partition gets, in order, as batches for aiokafka's send_batch."""
@@ -313,7 +328,7 @@ class _Sender:
         # Each batch is a request of its own: records between blocks go in their batch, but for those with headers.
         for plain, some in groupby(outputs, lambda o: isinstance(o, Block) or not o.headers):
             if plain:
-                for data, count in recordbatches.build(*_joined(some), BATCH_BYTES):
+                for data, count in recordbatches.build(*laid_out(some), BATCH_BYTES):
                     yield rawio.Built(data, count, self.transactional)
             else:
                 yield from self._appended(some)
@@ -347,7 +362,8 @@ class _Sender:
 
     async def _ask(self, awaitable: Awaitable[Any]) -> Any:  # aiokafka is untyped
         try:
-            return await asyncio.wait_for(awaitable, ANSWER_WITHIN)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                return await awaitable
         except _FENCED as error:
             self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
@@ -360,18 +376,34 @@ class _Sender:
 
 class _Writer(_Sender):
     transactional = True
+    _beside: asyncio.Future[None] | None = None
 
-    async def begin(self) -> None:
+    async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
+        self._takes = {TopicPartition(*p): offset for p, offset in offsets.items()}, group
         await self._ask(self._producer.begin_transaction())
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        taken = {TopicPartition(*p): offset for p, offset in offsets.items()}
+    def _announce(self, partitions: Iterable[Partition]) -> None:
+        # At once: else a request is sent for the first of them, and another, a round trip later, for the others.
+        rawio.announce(self._producer, partitions)
+
+    def _offsets(self) -> asyncio.Future[None] | None:
+        # Beside the records, two round trips of a transaction cost no time of their own.
+        if not self._takes[0]:
+            return None
+        self._beside = _heard(asyncio.ensure_future(self._producer.send_offsets_to_transaction(*self._takes)))
+        return self._beside
+
+    async def close(self) -> None:
+        if self._beside is not None:
+            self._beside.cancel()
+        await super().close()
+
+    async def commit(self) -> None:
         try:
-            if taken:
-                await asyncio.wait_for(self._producer.send_offsets_to_transaction(taken, group), ANSWER_WITHIN)
-            await asyncio.wait_for(self._producer.commit_transaction(), ANSWER_WITHIN)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await self._producer.commit_transaction()
         except _FENCED as error:
             self._fenced = True
             raise Fenced("a newer owner of this task has taken over") from error
@@ -382,7 +414,7 @@ class _Writer(_Sender):
         await self._ask(self._producer.abort_transaction())
 
 
-def _joined(outputs: Iterable[Record | Block]) -> tuple[Spans, Spans, NDArray[np.int64]]:
+def laid_out(outputs: Iterable[Record | Block]) -> tuple[Spans, Spans, NDArray[np.int64]]:
     """Keys, values and times in milliseconds of all of them, in order."""
     now = int(time.time() * 1000)
     keys, values, times = [], [], []
@@ -403,9 +435,13 @@ def _joined(outputs: Iterable[Record | Block]) -> tuple[Spans, Spans, NDArray[np
 
 async def _send_batch(producer: AIOKafkaProducer, batch: object, partition: Partition) -> asyncio.Future[Any]:
     sent: asyncio.Future[Any] = await producer.send_batch(batch, partition.topic, partition=partition.number)
-    # Where one batch fails the others are not waited for, and each would be told as an exception that nobody took.
-    sent.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return sent
+    return _heard(sent)
+
+
+def _heard(future: asyncio.Future[T]) -> asyncio.Future[T]:
+    """Where one fails the others are not waited for, and each would be told as an exception that nobody took."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 async def _bounded(awaitable: Awaitable[T], seconds: float, what: str) -> T:

@@ -16,8 +16,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value", bound=np.generic)
 
 KERNELS: list[Kernel] = []
 
@@ -60,6 +63,15 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 def part(function: Function) -> Function:
     """Makes a function callable from kernels; it is compiled with them."""
     return cast(Function, _njit(error_model="numpy", _nrt=False, forceinline=True)(function))
+
+
+def given(array: NDArray[Value]) -> NDArray[Value]:
+    """The array as a kernel takes it that only reads it: to the compiler it is one type where it may be written and
+    another where it may not.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def warm(progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -143,6 +155,10 @@ DIRTY, DEAD = 1, 2
 UNKNOWN = -2
 """The slot of a missing key."""
 
+HELD, WON = 1 << 40, 1 << 41
+"""Added to the number of a row, what stands for its text until the batch is over; and what is added to that once the
+text has become a pane's."""
+
 USED, FREE, TOUCHED, ENTRIES, ENTRIES_TOUCHED, IGNORED = range(6)
 """Counters: pool rows ever used, rows on the free list, rows on the dirty list, entries and their dirty list,
 and events whose pane has left the ring."""
@@ -175,7 +191,7 @@ class Plan(NamedTuple):
     event?,
              values distinct by pane?)
     spec:    accumulators: (operation, column of values, first cell, 1: values are floats, 2: numbers of
-    texts)
+    texts, column that orders the events or -1: their times do)
     rates:   of each accumulator, the decay per microsecond
     init:    the cells of an empty pane
     reads:   (accumulator, panes, how, before its own event?)
@@ -684,6 +700,8 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
     for a in range(len(plan.spec)):
         op, column, cell = plan.spec[a, 0], plan.spec[a, 1], plan.spec[a, 2]
         value, fvalue = events.values[column, i], events.fvalues[column, i]
+        if plan.spec[a, 3] == 2 and value >= WON:
+            value -= WON
         if op == DISTINCT:
             if value >= 0:
                 _distinct(slot, row, a, value, cell, plan, state)
@@ -697,8 +715,13 @@ def _take(i: Any, events: Any, plan: Any, state: Any) -> None:
             (plan.spec[a, 3] == 1 and fvalue != fvalue) or (plan.spec[a, 3] == 2 and value < 0)
         ):
             continue
-        else:
+        elif plan.spec[a, 4] < 0:
             _fold(op, cell, row, state.cells, state.fcells, events.time[i], value, fvalue, plan.rates[a])
+        elif events.values[plan.spec[a, 4], i] != INT_MIN:
+            order = events.values[plan.spec[a, 4], i]
+            _fold(op, cell, row, state.cells, state.fcells, order, value, fvalue, plan.rates[a])
+        if plan.spec[a, 3] == 2 and state.cells[row, cell + 1] == value:
+            events.values[column, i] = value + WON
 
 
 @part

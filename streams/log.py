@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 class Partition(NamedTuple):
     topic: str
     number: int
+
+
+NO_OFFSETS: Mapping[Partition, int] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -78,10 +82,11 @@ class Writer(Sender, Protocol):
     """One transaction after the other, under one owner's name. Opening it fences every earlier owner. What is sent
     belongs to the open transaction, and a writer that was fenced raises Fenced."""
 
-    async def begin(self) -> None: ...
+    async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
+        """Open a transaction. offsets: the group's, which its commit will set with its records."""
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        """Commit the records and the group's offsets, all or nothing.
+    async def commit(self) -> None:
+        """Commit the records and the offsets, all or nothing.
 
         Raises Fenced, or TransactionUnknown where the log did not answer: then the writer is opened again
         before anything else is done.
@@ -123,14 +128,14 @@ class Turns:
         self._writers = writers
         self._turn = 0
 
-    async def begin(self) -> None:
-        await self._writers[self._turn].begin()
+    async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
+        await self._writers[self._turn].begin(group, offsets)
 
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         return await self._writers[self._turn].send(records, home)
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        await self._writers[self._turn].commit(group, offsets)
+    async def commit(self) -> None:
+        await self._writers[self._turn].commit()
         self._next()
 
     async def abort(self) -> None:

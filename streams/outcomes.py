@@ -12,9 +12,8 @@ import numpy as np
 from headrace.streams import bytekernels, matching
 from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Block, Column, Outputs, Rows, Touched, texts_of
-from headrace.streams.codecs import NO_JSON, Decoded
 from headrace.streams.durations import microseconds, when
-from headrace.streams.errors import DeclarationError, InvalidEvent
+from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, fields
 from headrace.streams.eventrows import STAMP, EventRows, records, told_apart
 from headrace.streams.expressions import Type
@@ -434,25 +433,3 @@ class Settled(msgspec.Struct, frozen=True):
     baselines: dict[str, float]
     version: str
     features: dict[str, float | str | None]
-
-
-_settled = msgspec.json.Decoder(Settled).decode
-
-
-class OutcomeCodec:
-    """Reads `outcomes.<model>` as a task's input: the values as they are, in the order of the log, without those that
-    are no outcomes."""
-
-    def decode(
-        self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
-    ) -> Decoded:
-        rows, refused = [], []
-        for i, value in enumerate(values):
-            try:
-                _settled(value or b"")
-                rows.append(i)
-            except NO_JSON as error:
-                refused.append((i, InvalidEvent(f"it is no outcome ({error})")))
-        column = np.empty(len(values), np.object_)
-        column[:] = values
-        return Decoded(np.array(rows, np.int64), {"value": column[rows]}, np.zeros(len(rows), np.int64), refused)

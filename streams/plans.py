@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -21,10 +21,10 @@ from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Field
 from headrace.streams.expressions import Col, Constant, Expression, Scope, Type, canonical, evaluate, parts
 from headrace.streams.index import Index, Ints, Names
-from headrace.streams.jsonrows import printed
+from headrace.streams.jsonrows import digits, printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.spans import Spans, quoted, woven
-from headrace.streams.tables import Accumulator, Read, Table, listed, register
+from headrace.streams.tables import ORDER, Accumulator, Read, Table, listed, register
 from headrace.streams.windows import (
     MOST_COPIES,
     AllTime,
@@ -50,9 +50,19 @@ class Declared(Protocol):
     _declaration: Declaration
 
 
+PUBLISHED = "published"
+"""The clock of windows over the times at which events were published."""
+
+
 @dataclass(frozen=True)
 class Declaration:
-    """What a Features class says. key: the field of the stream that keys the published records."""
+    """What a Features class says.
+
+    key:    the field of the stream that keys the published records; empty where none does
+    beside: `by` in streams where other fields tell the entities apart, by the stream's name
+    where:  which rows are published
+    clock:  PUBLISHED, or None for event time
+    """
 
     name: str
     of: Stream
@@ -62,6 +72,18 @@ class Declaration:
     early: str | None
     publish: bool
     features: Mapping[str, Expression]
+    beside: Mapping[str, Mapping[str, Expression]] = field(default_factory=dict)
+    where: Expression | None = None
+    clock: str | None = None
+
+    def by_in(self, stream: str) -> Mapping[str, Expression]:
+        """What tells the entities apart in the rows of a stream."""
+        return self.beside.get(stream, self.by)
+
+    @property
+    def expressions(self) -> dict[str, Expression]:
+        """The features, and the condition under the name by which messages call it."""
+        return dict(self.features) if self.where is None else {**self.features, "where": self.where}
 
     @property
     def public(self) -> list[str]:
@@ -83,18 +105,18 @@ class Plan:
         self.inputs: dict[str, tuple[Stream, Expression | None, dict[str, Expression]]] = {}
         self.reads: dict[str, tuple[str, Table, list[Read]]] = {}
         self.streams = {declared.of.name: declared.of}
-        for expression in declared.features.values():
+        for expression in declared.expressions.values():
             for aggregate in aggregates(expression):
                 source = aggregate.of or declared.of
                 self.streams[source.name] = source
-        if declared.window is not None or declared.early is not None:
+        if declared.window is not None or declared.early is not None or declared.clock is not None:
             _check_results(declared)
         self.scope = _scope(declared.of)
         self.key_types = {name: self._key_type(e, self.scope) for name, e in declared.by.items()}
         self.key_optional = any(type.optional for type in self.key_types.values())
         plain = self.scope.fields if declared.window is None else {}
         typed = dict(plain)
-        for name, expression in declared.features.items():
+        for name, expression in declared.expressions.items():
             for aggregate in aggregates(expression):
                 if aggregate.text not in self.reads:
                     try:
@@ -110,6 +132,8 @@ class Plan:
                 self.types[name] = expression.type_in(inner)
             except DeclarationError as error:
                 raise DeclarationError(f"{self.name}.{name}: {error}") from None
+        if declared.where is not None and declared.where.type_in(inner).kind != "bool":
+            raise DeclarationError(f"{self.name}: where={declared.where} is not a condition")
 
     def _key_type(self, expression: Expression, scope: Scope) -> Type:
         found = expression.type_in(scope)
@@ -121,13 +145,11 @@ class Plan:
 
     def _plan(self, aggregate: Aggregate) -> Type:
         declared = self.declared
-        if not declared.by:
-            raise DeclarationError(f"{aggregate} needs entities: add by=<field> to the class")
         source = aggregate.of or declared.of
         scope = _scope(source)
-        for expression in declared.by.values():
+        for name, expression in declared.by_in(source.name).items():
             theirs = self._key_type(expression, scope)
-            if theirs.kind != self._key_type(expression, self.scope).kind:
+            if theirs.kind != self.key_types[name].kind:
                 raise DeclarationError(
                     f"{expression} is {theirs.kind} in {source.name}, not as in {declared.of.name}"
                 )
@@ -135,6 +157,12 @@ class Plan:
             raise DeclarationError(f"where={aggregate.where} is not a condition")
         value = aggregate.value
         found = Type("int", False) if value is None else value.type_in(scope)
+        if aggregate.order is not None:
+            order = aggregate.order.type_in(scope)
+            if order.kind not in ("int", "float", "time"):
+                raise DeclarationError(f"{aggregate}: order={aggregate.order} is neither a number nor a time")
+            # Of events whose order is missing there may be nothing but these.
+            found = Type(found.kind, found.optional or order.optional)
         name, mode, width, panes = self._grid(aggregate)
         behind = source.lateness + source.out_of_orderness
         late = -(-behind // width) if mode == kernels.BY_TIME else 0
@@ -152,8 +180,9 @@ class Plan:
             self.sessions[full] = Sessions(aggregate.over.gap, behind)
             table.accumulators += [EARLIEST, LATEST]
         _, _, inputs = self.inputs.setdefault(full, (source, aggregate.where, {}))
-        if value is not None:
-            inputs[value.text] = value
+        for part in (value, aggregate.order):
+            if part is not None:
+                inputs[part.text] = part
         alone = declared.window is None or len(self.streams) == 1
         sure = covers_itself(aggregate) and not self.key_optional and alone
         over = declared.window or aggregate.over
@@ -220,6 +249,8 @@ def _check_results(declared: Declaration) -> None:
         raise DeclarationError(
             f"{name}: window={window!r} has no results; write tumbling, sliding, session or last_n"
         )
+    if declared.clock not in (None, PUBLISHED):
+        raise DeclarationError(f"{name}: clock={declared.clock!r} is unknown; write clock={PUBLISHED!r}, or nothing")
     if isinstance(window, Sliding) and window.every is None and window.size // window.pane > MOST_COPIES:
         raise DeclarationError(
             f"{name}: every event lies in {window.size // window.pane} windows of {window}, and {MOST_COPIES} is the "
@@ -286,9 +317,10 @@ def _reads(
         if not of.number:
             raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
         return Type("float", True), one(kernels.DECAYED, kernels.FADED, floating=True, rate=aggregate.option)
+    order = "" if aggregate.order is None else aggregate.order.text
     if kind in ("first", "last") and of.kind == "str":
         operation = kernels.FIRST if kind == "first" else kernels.LAST
-        return Type("str", of.optional or not sure), one(operation, kernels.PLAIN, texts=True)
+        return Type("str", of.optional or not sure), one(operation, kernels.PLAIN, texts=True, order=order)
     timed = kind in ("min", "max", "first", "last") and of.kind == "time"
     if not (of.number or timed):
         raise DeclarationError(f"{aggregate} needs a number, and {aggregate.value} is {of.kind}")
@@ -308,25 +340,42 @@ def _reads(
     result = Type("int" if of.kind == "bool" else of.kind, not (sure and exact))
     how = kernels.PLAIN if sure or not exact else kernels.FLOATED_OR_MISSING
     if kind in ("first", "last"):
-        return result, one(kernels.FIRST if kind == "first" else kernels.LAST, how, floating=not exact)
+        operation = kernels.FIRST if kind == "first" else kernels.LAST
+        return result, one(operation, how, floating=not exact, order=order)
     if kind == "min":
         return result, one(kernels.IMIN if exact else kernels.FMIN, how, floating=not exact)
     return result, one(kernels.IMAX if exact else kernels.FMAX, how, floating=not exact)
+
+
+def _ordered(column: Column) -> Ints:
+    """Numbers that compare as these do; the least of all where one is missing."""
+    if column.dtype != np.float64:
+        return np.asarray(canonical(column, Type("int", False)), np.int64)
+    bits = (column + 0.0).view(np.int64)
+    ordered = np.where(bits < 0, bits ^ kernels.INT_MAX, bits)
+    return np.where(np.isnan(column), kernels.INT_MIN, ordered)
 
 
 def index(plan: Plan) -> Index | Names:
     """Numbers for the entities of a plan."""
     kinds = [type.kind for type in plan.key_types.values()]
     # A bool is also the number of one that may be missing: equal as values, not as texts.
-    return Names() if kinds == ["str"] or (len(kinds) > 1 and "bool" not in kinds) else Index()
+    return Names() if kinds in (["str"], ["int"]) or (len(kinds) > 1 and "bool" not in kinds) else Index()
 
 
 def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) -> Ints:
-    """The number of the entity of each row."""
+    """The number of the entity of each row; of them all where nothing tells entities apart."""
+    if not by:
+        return np.full(len(rows), entities.number(()))
     if isinstance(entities, Names):
         texts = _encoded_keys(by, rows)
         if texts is not None:
             return entities.numbers(texts)
+        if len(by) == 1:
+            [expression] = by.values()
+            column = evaluate(expression, rows.fields, {}, len(rows))
+            if column.dtype == np.int64:
+                return entities.numbers(digits(column, b"\0"))
     return entities.numbers(keys(by, rows))
 
 
@@ -396,9 +445,16 @@ def _values(table: Table, rows: Rows, inputs: Mapping[str, Expression], known: d
             if floating:
                 values[i] = _ONE_BITS
             continue
-        column = evaluate(inputs[content], rows.fields, known, count)
-        if coded in (kernels.FIRST, kernels.LAST):
-            values[i] = table.texts[content].numbers(listed(column))
+        expression = inputs[content]
+        texts = rows.texts(expression.name) if isinstance(expression, Col) else None
+        if texts is not None and coded in (kernels.FIRST, kernels.LAST):
+            values[i] = table.hold(content, texts)
+            continue
+        column = evaluate(expression, rows.fields, known, count)
+        if coded == ORDER:
+            values[i] = _ordered(column)
+        elif coded in (kernels.FIRST, kernels.LAST):
+            values[i] = table.hold(content, listed(column))
         elif coded == kernels.DISTINCT:
             values[i] = table.values[content].numbers(listed(column))
         elif coded == kernels.REGISTERS:

@@ -7,12 +7,12 @@ given here; no other client of the process sees a change. What is relied on is p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.memory_records import MemoryRecords
@@ -52,6 +52,15 @@ def take_columns(consumer: AIOKafkaConsumer) -> None:
     """
     assert type(consumer._fetcher) is Fetcher, "a consumer that was started, and not yet given"
     consumer._fetcher.__class__ = _Fetcher
+
+
+def announce(producer: AIOKafkaProducer, partitions: Iterable[tuple[str, int]]) -> None:
+    """Have a producer's open transaction take these partitions, by one request; those it knows nothing of, later."""
+    if not producer._txn_manager.is_in_transaction():
+        return  # it has failed, as whoever sends will hear
+    for topic, number in partitions:
+        if number in (producer._metadata.partitions_for_topic(topic) or ()):
+            producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, number))
 
 
 class Built:

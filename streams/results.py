@@ -8,72 +8,56 @@ A window is [start, end) for tumbling and sliding ones, and from the first event
 which end when the watermark is a gap past the last. Its first final row has revision 0. An event that comes
 later, within the stream's lateness, corrects it: the whole row again, with revision 1, 2, ... A session that
 another absorbs, or whose start moves, is taken back by a row with `"retracted": true` if it has been
-published. Windows without events give nothing. Any order of the same events within lateness ends in the same
-rows, sums of floats to rounding.
+published; so is a window whose row no longer holds what `where` asks. Windows without events give nothing. Any
+order of the same events within lateness ends in the same rows, sums of floats to rounding.
 """
 
 from __future__ import annotations
 
-import heapq
 import struct
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
-from headrace.streams import kernels
-from headrace.streams.batch import Batch, Changes, Column, Outputs, Record, Rows
+from headrace.streams import kernels, resultrows, windowkernels
+from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Outputs, Rows
 from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
-from headrace.streams.index import Ints, decoded
-from headrace.streams.jsonrows import joined, printed
-from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
+from headrace.streams.index import Ints
+from headrace.streams.jsonrows import Piece, digits, joined, printed
+from headrace.streams.openwindows import OpenWindows
+from headrace.streams.plans import PUBLISHED, TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
+from headrace.streams.spans import Spans
 from headrace.streams.tables import nothing
+from headrace.streams.windowkernels import BACK, CLOSED, SHOWN, WHOLE
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
+from numpy.typing import NDArray
 
-_FACTS = struct.Struct(">qqq?q?")
 _NUMBER = struct.Struct(">q")
-_NEVER = -1
-_NO_START = kernels.INT_MIN
-"""The start of the last N events; sliding windows of early 1970 begin before it, so that 0 will not do."""
+_NOT_DUE = -1
+
+Merge = tuple[int, int, int, int]
 
 
-@dataclass(slots=True)
-class _Window:
-    """A window of an entity. revision: final rows published. due: when its next early row is, or -1."""
+class _Rows(NamedTuple):
+    """Rows to publish: at which position of the batch, of which window, and what they say of it then.
 
-    slot: int
-    number: int
-    start: int
-    end: int
-    revision: int = 0
-    closed: bool = False
-    due: int = _NEVER
-    shown: bool = False  # whether any row of it, early ones included, has been published
+    early, back: 1 for rows before the window's end, and for those that take one back
+    """
 
-    def facts(self) -> bytes:
-        return _FACTS.pack(self.start, self.end, self.revision, self.closed, self.due, self.shown)
+    at: Ints
+    window: Ints
+    slot: Ints
+    number: Ints
+    start: Ints
+    end: Ints
+    revision: Ints
+    early: Ints
+    back: Ints
 
-
-@dataclass(slots=True, frozen=True)
-class _Row:
-    """A row to publish: at which position of the batch, and what it says of the window then."""
-
-    at: int
-    end: int
-    start: int
-    entity: bytes
-    slot: int
-    number: int
-    revision: int
-    final: bool = True
-    retracted: bool = False
-
-    @property
-    def order(self) -> tuple[int, bool, int, int, bytes]:
-        return self.at, not self.retracted, self.end, self.start, self.entity
+    def of(self, rows: Ints | NDArray[np.bool_]) -> _Rows:
+        return _Rows(*(column[rows] for column in self))
 
 
 @dataclass(slots=True)
@@ -93,7 +77,11 @@ class WindowSet:
     It appends a record for each row to `features.<Set>`, keyed by the entity: {<by>, "start", "end",
     "revision", "final", <public features>}. `early` on the class adds rows with `"final": false` as event
     time passes its multiples, for open windows that have changed. Results of `last_n(n, every=k)` come with
-    the events and have no start. Nothing is added to the stream's own rows.
+    the events and have no start. With `where` only rows of which it is true are published. Nothing is added to
+    the stream's own rows.
+
+    With clock="published" windows are of the times at which events were published, where one of them never goes
+    back: the greatest so far in its partition. So no event is late, and the results are a function of the log.
     """
 
     def __init__(self, features: Declared) -> None:
@@ -107,46 +95,59 @@ class WindowSet:
         for table in plan.tables.values():
             table.seal(self.entities)
         self._window = plan.declared.window
-        self._late = {source.name: source.lateness for source in plan.streams.values()}
-        self._linger = max(self._late.values())
+        self._published = plan.declared.clock == PUBLISHED
+        self._late = {source.name: 0 if self._published else source.lateness for source in plan.streams.values()}
         self._early = microseconds(plan.declared.early) if plan.declared.early else 0
         self._gap = self._window.gap if isinstance(self._window, Session) else 0
         self._prefix = f"{self.name}/windows".encode() + b"\x00"
+        self._clock_key = f"{self.name}/clock".encode() + b"\x00"
+        linger, endless = max(self._late.values()), isinstance(self._window, LastN)
+        self._windows = OpenWindows(self._prefix, self._gap, linger, endless)
         self.clear()
 
     def clear(self) -> None:
         self.entities.clear()
         for table in self._plan.tables.values():
             table.clear()
-        self._windows: dict[tuple[int, int], _Window] = {}
-        self._sessions: defaultdict[int, list[_Window]] = defaultdict(list)
-        self._closing: list[tuple[int, int, int]] = []
-        self._showing: list[tuple[int, int, int]] = []
-        self._leaving: list[tuple[int, int, int]] = []
-        self._touched: dict[tuple[int, int], None] = {}
+        self._windows.clear()
+        self._clock = self._clock_told = NEVER
 
     def process(self, batch: Batch, out: Outputs) -> None:
         if not len(batch):
             return
-        events = {
-            name: self._taken(batch, name) for name in self._plan.streams if len(batch.streams.get(name, ()))
-        }
-        merges: list[tuple[int, int, int, int]] = []
+        if self._published:
+            batch = self._by_publication(batch)
+        events = {name: self._taken(batch, name) for name in self._plan.streams if len(batch.streams.get(name, ()))}
+        merges: list[Merge] = []
         if isinstance(self._window, LastN):
-            rows = self._counted(batch, events)
+            rows = self._counted(events)
         elif isinstance(self._window, Session):
-            rows, merges = _Sessions(self, batch.watermark).take(events)
+            rows, merges = self._joined(batch.watermark, events)
         else:
             rows = self._closed(batch.watermark, events)
-        rows.sort(key=lambda row: row.order)
+        if len(rows.at) > 1:
+            keys = [rows.at, 1 - rows.back, rows.end, rows.start]
+            rows = rows.of(resultrows.ascending(keys, self.entities.spans(rows.slot)))
         known = self._advance(batch, events, rows, merges)
         self._publish(rows, known, out)
         self._leave(int(batch.watermark[-1]))
 
+    def _by_publication(self, batch: Batch) -> Batch:
+        """The batch by the times at which its events were published."""
+        said = np.full(len(batch), self._clock)
+        for name in self._plan.streams:
+            rows = batch.streams.get(name)
+            if rows is not None:
+                said[rows.at] = np.maximum(rows.published, 0)
+        said[0] = max(said[0], self._clock)
+        clock = np.maximum.accumulate(said)
+        self._clock = int(clock[-1])
+        return Batch(clock, clock, batch.streams)
+
     def _taken(self, batch: Batch, name: str) -> _Taken:
         """The events of a stream that are not too late, once for each window they fall into."""
         rows = batch.streams[name]
-        slots = numbered(self.entities, self.declared.by, rows)
+        slots = numbered(self.entities, self.declared.by_in(name), rows)
         time = batch.time[rows.at]
         late = time < batch.watermark[rows.at] - self._late[name]
         if isinstance(self._window, LastN):
@@ -169,166 +170,174 @@ class WindowSet:
 
     # Tumbling and sliding windows.
 
-    def _span(self, number: int) -> tuple[int, int]:
+    @property
+    def _step(self) -> tuple[int, int]:
+        """How far apart windows begin, and how long they are."""
         if isinstance(self._window, Sliding):
-            start = number * (self._window.every or self._window.pane)
-            return start, start + self._window.size
+            return self._window.every or self._window.pane, self._window.size
         assert isinstance(self._window, Tumbling)
-        return number * self._window.size, (number + 1) * self._window.size
+        return self._window.size, self._window.size
 
-    def _closed(self, watermark: Ints, events: dict[str, _Taken]) -> list[_Row]:
-        """Registers the windows that the events fall into; the rows that close or correct windows."""
-        rows: list[_Row] = []
-        touched = list(_groups(list(events.values())))
-        first: dict[tuple[int, int], int] = {}
-        for slot, number, positions in touched:
-            if (slot, number) not in self._windows:
-                start, end = self._span(number)
-                self._open(_Window(slot, number, start, end))
-                first[slot, number] = int(positions[0])
-        closed = self._close(watermark, first)
-        if self._early:
-            self._show(watermark, touched, closed, rows)
-        for key, at in closed.items():
-            self._final(self._windows[key], at, rows)
-        for slot, number, positions in touched:
-            window = self._windows[slot, number]
-            if window.closed:
-                for at in positions[positions > closed.get((slot, number), -1)].tolist():
-                    self._final(window, at, rows)
+    def _closed(self, watermark: Ints, events: dict[str, _Taken]) -> _Rows:
+        """Opens the windows that the events fall into; the rows that close or correct windows."""
+        at, slot, number = (_all(events, name) for name in ("at", "slot", "number"))
+        which = self._windows.take(at, slot, number, *self._step)
+        every, last = self._windows.all, int(watermark[-1])
+        woken = self._windows.woken(last)
+        ends = woken[(every.flags[woken] & CLOSED == 0) & (every.end[woken] <= last)]
+        closes = np.maximum(np.searchsorted(watermark, every.end[ends]), every.first[ends])
+        every.closes[ends] = closes
+        early = self._shown(watermark, at, which, woken) if self._early else _NO_ROWS
+        final = self._final(ends, closes)
+        # Woken without an end: closed before, or told early.
+        self._windows.rest(woken)
+        late = at > every.closes[which]
+        corrected = self._corrected(which[late], at[late])
+        every.closes[ends] = -1
+        every.first[which] = 0
+        return _concatenated([early, final, corrected])
+
+    def _rows(self, which: Ints, at: Ints, early: bool = False) -> _Rows:
+        every = self._windows.all
+        slot, number, revision = every.slot[which], every.number[which], every.revision[which]
+        none = np.zeros(len(which), np.int64)
+        return _Rows(at, which, slot, number, every.start[which], every.end[which], revision, none + early, none)
+
+    def _final(self, which: Ints, at: Ints) -> _Rows:
+        """The first final rows of windows that close."""
+        every = self._windows.all
+        rows = self._rows(which, at)
+        every.revision[which] += 1
+        every.flags[which] |= CLOSED
+        every.due[which] = _NOT_DUE
+        self._windows.rest(which)
+        self._windows.touch(which)
         return rows
 
-    def _open(self, window: _Window) -> None:
-        key = (window.slot, window.number)
-        self._windows[key] = window
-        self._touched[key] = None
-        heapq.heappush(self._closing, (window.end + self._gap, *key))
+    def _corrected(self, which: Ints, at: Ints) -> _Rows:
+        """A row for each event that came after its window had closed."""
+        order = np.lexsort((at, which))
+        which, at = which[order], at[order]
+        rows = self._rows(which, at)
+        rank = np.arange(len(which)) - np.searchsorted(which, which)
+        np.add.at(self._windows.all.revision, which, 1)
+        self._windows.touch(which)
+        return rows._replace(revision=rows.revision + rank)
 
-    def _close(self, watermark: Ints, first: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
-        """The windows that end within the batch, and the positions at which they do."""
-        found = {}
-        while self._closing and self._closing[0][0] <= watermark[-1]:
-            end, slot, number = heapq.heappop(self._closing)
-            window = self._windows.get((slot, number))
-            if window is not None and not window.closed:
-                at = int(np.searchsorted(watermark, end))
-                found[slot, number] = max(at, first.get((slot, number), 0))
-        return found
+    def _shown(self, watermark: Ints, at: Ints, which: Ints, woken: Ints) -> _Rows:
+        """The early rows of open windows: one at each multiple of `early` after events have come."""
+        every = self._windows.all
+        order = np.lexsort((at, which))
+        waiting: dict[int, list[int]] = {w: [] for w in woken.tolist()}
+        for w, position in zip(which[order].tolist(), at[order].tolist(), strict=True):
+            waiting.setdefault(w, []).append(position)
+        found = [
+            (w, moment)
+            for w, positions in waiting.items()
+            if every.closes[w] >= 0
+            for moment in self._show_one(w, positions, watermark, min(int(every.closes[w]), len(watermark)))
+        ]
+        rows = np.array(found, np.int64).reshape(-1, 2)
+        return self._rows(rows[:, 0], rows[:, 1], early=True)
 
-    def _final(self, window: _Window, at: int, rows: list[_Row]) -> None:
-        rows.append(self._row(window, at, window.revision))
-        window.revision += 1
-        if not window.closed:
-            window.closed = True
-            heapq.heappush(self._leaving, (window.end + self._gap, window.slot, window.number))
-        window.due = _NEVER
-        window.shown = True
-        self._touched[window.slot, window.number] = None
-
-    def _row(self, window: _Window, at: int, revision: int, **more: bool) -> _Row:
-        entity = self.entities.encoded(window.slot)
-        return _Row(at, window.end, window.start, entity, window.slot, window.number, revision, **more)
-
-    def _show(
-        self,
-        watermark: Ints,
-        touched: list[tuple[int, int, Ints]],
-        closed: dict[tuple[int, int], int],
-        rows: list[_Row],
-    ) -> None:
-        """Adds the early rows of open windows: one at each multiple of `early` after events have come."""
-        waiting = {(slot, number): positions.tolist() for slot, number, positions in touched}
-        while self._showing and self._showing[0][0] <= watermark[-1]:
-            _, slot, number = heapq.heappop(self._showing)
-            if (slot, number) in self._windows:
-                waiting.setdefault((slot, number), [])
-        for key, positions in waiting.items():
-            window = self._windows[key]
-            if not window.closed:
-                self._show_one(window, positions, watermark, closed.get(key, len(watermark)), rows)
-
-    def _show_one(
-        self, window: _Window, positions: list[int], watermark: Ints, closes: int, rows: list[_Row]
-    ) -> None:
-        due, i = window.due, 0
+    def _show_one(self, w: int, positions: list[int], watermark: Ints, closes: int) -> Iterator[int]:
+        """The positions at which one window is told early."""
+        every = self._windows.all
+        due, i = int(every.due[w]), 0
         while True:
-            if due == _NEVER:
+            if due == _NOT_DUE:
                 if i == len(positions) or positions[i] >= closes:
                     break
                 due = (int(watermark[positions[i]]) // self._early + 1) * self._early
             at = int(np.searchsorted(watermark, due))
             if at >= closes:
                 break
-            rows.append(self._row(window, at, window.revision, final=False))
-            window.shown = True
-            due = _NEVER
+            yield at
+            due = _NOT_DUE
             while i < len(positions) and positions[i] <= at:
                 i += 1
-        if due != window.due:
-            window.due = due
-            self._touched[window.slot, window.number] = None
-            if due != _NEVER:
-                heapq.heappush(self._showing, (due, window.slot, window.number))
+        if due != every.due[w]:
+            one = np.array([w])
+            every.due[w] = due
+            self._windows.touch(one)
+            self._windows.rest(one)
+
+    # Sessions.
+
+    def _joined(self, watermark: Ints, events: dict[str, _Taken]) -> tuple[_Rows, list[Merge]]:
+        """Numbers the events by session, in place; the rows to publish and the sessions to merge."""
+        at, slot, time = (_all(events, name) for name in ("at", "slot", "time"))
+        order = np.argsort(at)
+        found, rows, merges = self._windows.join(at[order], slot[order], time[order], watermark)
+        number = np.empty(len(at), np.int64)
+        number[order] = found
+        done = 0
+        for theirs in events.values():
+            theirs.number = number[done : done + len(theirs.at)]
+            done += len(theirs.at)
+        at, which, slot, number, start, end, revision, back = rows.T.copy()
+        inner = _Rows(at, which, slot, number, start, end, revision, np.zeros(len(rows), np.int64), back)
+        last = int(watermark[-1])
+        woken = self._windows.woken(last)
+        self._windows.rest(woken)
+        every = self._windows.all
+        ends = woken[every.flags[woken] & CLOSED == 0]
+        closes = np.searchsorted(watermark, every.end[ends] + self._gap)
+        return _concatenated([inner, self._final(ends, closes)]), merges
 
     # The last N events.
 
-    def _counted(self, batch: Batch, events: dict[str, _Taken]) -> list[_Row]:
+    def _counted(self, events: dict[str, _Taken]) -> _Rows:
         """A row for every `every`-th event of an entity; `start` of its window counts its events."""
         assert isinstance(self._window, LastN)
-        rows: list[_Row] = []
         mine = events.get(self.declared.of.name)
-        every = self._window.every or 1
-        for at, slot, time in _tuples(mine.at, mine.slot, mine.time) if mine is not None else ():
-            window = self._windows.setdefault((slot, 0), _Window(slot, 0, 0, 0))
-            window.start += 1
-            self._touched[slot, 0] = None
-            if window.start % every == 0:
-                rows.append(_Row(at, time, _NO_START, self.entities.encoded(slot), slot, 0, 0))
-        return rows
+        if mine is None:
+            return _NO_ROWS
+        which = self._windows.take(mine.at, mine.slot, mine.number, 0, 0)
+        every = self._windows.all
+        order = np.argsort(which, kind="stable")
+        sorted_which = which[order]
+        rank = np.empty(len(which), np.int64)
+        rank[order] = np.arange(len(which)) - np.searchsorted(sorted_which, sorted_which) + 1
+        full = (every.start[which] + rank) % (self._window.every or 1) == 0
+        np.add.at(every.start, which, 1)
+        self._windows.touch(which)
+        every.first[which] = 0
+        return self._rows(which[full], mine.at[full])._replace(end=mine.time[full])
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each window that is open, or closed and still to be corrected, with its result so far.
 
         Of the last N events there is one window, and `events` counts all that came.
         """
-        windows = list(self._windows.values())
-        for begin in range(0, len(windows), TOLD_AT_ONCE):
-            some = windows[begin : begin + TOLD_AT_ONCE]
-            slot = np.array([w.slot for w in some], np.int64)
-            number = np.array([w.number for w in some], np.int64)
-            asked = kernels.Events(
-                np.arange(len(some)), slot, np.full(len(some), at, np.int64), number, _NO_VALUES, _NO_FLOATS
-            )
+        every, here = self._windows.all, self._windows.here()
+        for begin in range(0, len(here), TOLD_AT_ONCE):
+            some = here[begin : begin + TOLD_AT_ONCE]
+            slot, number = every.slot[some], every.number[some]
+            times = np.full(len(some), at, np.int64)
+            asked = kernels.Events(np.arange(len(some)), slot, times, number, _NO_VALUES, _NO_FLOATS)
             known: dict[str, Column] = {}
             for table in self._plan.tables.values():
                 found = table.advance(nothing(), asked)
                 for text, (kind, owner, reads) in self._plan.reads.items():
                     if owner is table:
                         known[text] = result(table, kind, reads, found)
-            for window, row in zip(some, told(self._plan, known, len(some)), strict=True):
-                named = entity(self._plan, self.entities.value(window.slot))
-                yield {"entity": named, **self._extent(window), **row}
+            for w, row in zip(some.tolist(), told(self._plan, known, len(some)), strict=True):
+                named = entity(self._plan, self.entities.value(int(every.slot[w])))
+                yield {"entity": named, **self._extent(w), **row}
 
-    def _extent(self, window: _Window) -> dict[str, Any]:
+    def _extent(self, w: int) -> dict[str, Any]:
+        every = self._windows.all
         if isinstance(self._window, LastN):
-            return {"events": window.start}
-        span = {"start": when(window.start), "end": when(window.end)}
-        return {**span, "revision": window.revision, "closed": window.closed}
+            return {"events": int(every.start[w])}
+        span = {"start": when(int(every.start[w])), "end": when(int(every.end[w]))}
+        return {**span, "revision": int(every.revision[w]), "closed": bool(every.flags[w] & CLOSED)}
 
     # State and records.
 
-    def _advance(
-        self,
-        batch: Batch,
-        events: dict[str, _Taken],
-        rows: list[_Row],
-        merges: list[tuple[int, int, int, int]],
-    ) -> dict[str, Column]:
+    def _advance(self, batch: Batch, events: dict[str, _Taken], rows: _Rows, merges: list[Merge]) -> dict[str, Column]:
         """Takes the events, and reads the windows that rows publish, in the order of their positions."""
-        wanted = [row for row in rows if not row.retracted]
-        at = np.array([row.at for row in wanted], np.int64)
-        slot = np.array([row.slot for row in wanted], np.int64)
-        number = np.array([row.number for row in wanted], np.int64)
+        wanted = rows.of(rows.back == 0)
         known: dict[str, Column] = {}
         for name, table in self._plan.tables.items():
             source, condition, inputs = self._plan.inputs[name]
@@ -336,218 +345,109 @@ class WindowSet:
             rows_of = batch.streams.get(source.name) if theirs is not None else None
             empty = theirs if theirs is not None else _Taken(_NONE, _NONE, _NONE, _NONE, _NONE)
             took = _events(table, rows_of, empty, condition, inputs)
-            ask = kernels.Events(at, slot, at, number, _NO_VALUES, _NO_FLOATS)
+            ask = kernels.Events(wanted.at, wanted.slot, wanted.at, wanted.number, _NO_VALUES, _NO_FLOATS)
             read = table.advance_merging(took, ask, merges)
             for text, (kind, owner, reads) in self._plan.reads.items():
                 if owner is table:
                     known[text] = result(table, kind, reads, read)
         return known
 
-    def _publish(self, rows: list[_Row], known: dict[str, Column], out: Outputs) -> None:
-        if not rows or not self.declared.publish:
+    def _publish(self, rows: _Rows, known: dict[str, Column], out: Outputs) -> None:
+        if not len(rows.at) or not self.declared.publish:
             return
-        whole = [row for row in rows if not row.retracted]
-        values: dict[str, Sequence[bytes | None]] = {}
+        verdict = self._verdict(rows, known)
+        whole = verdict[rows.back == 0] == WHOLE
+        told, gone = rows.of(verdict == WHOLE), rows.of(verdict == BACK)
+        columns = self._head(told)
+        kept = known if whole.all() else {text: column[whole] for text, column in known.items()}
         for name in self.declared.public:
-            column = canonical(
-                evaluate(self.declared.features[name], {}, known, len(whole)), self.types[name]
-            )
+            column = canonical(evaluate(self.declared.features[name], {}, kept, len(told.at)), self.types[name])
             if column.dtype == np.float64:
                 column = np.where(np.isfinite(column), column, np.nan)
-            values[name] = printed(column, self.types[name])
-        texts = iter(list(joined(self._head(whole) | values)) if whole else ())
-        gone = [row for row in rows if row.retracted]
-        retracted = iter(
-            list(joined(self._head(gone) | {"retracted": [b"true"] * len(gone)})) if gone else ()
-        )
-        topic = f"features.{self.name}"
-        for row in rows:
-            value = next(retracted if row.retracted else texts)
-            out.append(Record(topic, self._key(row.slot), value))
+            columns[name] = printed(column, self.types[name])
+        values, slots = joined(columns), told.slot
+        if len(gone.at):
+            back = joined(self._head(gone) | {"retracted": Spans.of([b"true"] * len(gone.at))})
+            place = np.empty(len(verdict), np.int64)
+            place[verdict == WHOLE], place[verdict == BACK] = np.arange(len(values)), len(values) + np.arange(len(back))
+            place = place[verdict != windowkernels.NOTHING]
+            values, slots = Spans.joined([values, back]).take(place), np.concatenate([slots, gone.slot])[place]
+        if len(slots):
+            keys = resultrows.keys(self.entities, self._plan.key_types, self.declared.key, slots)
+            out.append(Block(f"features.{self.name}", keys, values))
 
-    def _head(self, rows: list[_Row]) -> dict[str, Sequence[bytes | None]]:
+    def _verdict(self, rows: _Rows, known: dict[str, Column]) -> Ints:
+        """What becomes of each row: it is published, takes back what was, or neither."""
+        condition = self.declared.where
+        if condition is None and not rows.back.any():
+            self._windows.touch(rows.window[self._windows.all.flags[rows.window] & SHOWN == 0])
+            self._windows.all.flags[rows.window] |= SHOWN
+            return np.full(len(rows.at), WHOLE)
+        holds = np.ones(len(rows.at), np.bool_)
+        if condition is not None:
+            whole = np.flatnonzero(rows.back == 0)
+            holds[whole] = canonical(evaluate(condition, {}, known, len(whole)), Type("bool", False))
+        verdict = np.empty(len(rows.at), np.int64)
+        windowkernels.settle(rows.window, rows.back, holds, self._windows.all, verdict)
+        return verdict
+
+    def _head(self, rows: _Rows) -> dict[str, Spans | Piece]:
         """The printed columns that tell whose row it is and of which window."""
-        found: dict[str, Sequence[bytes | None]] = {}
-        entities = [self.entities.value(row.slot) for row in rows]
-        for i, (name, type) in enumerate(self._plan.key_types.items()):
-            single = [e[i] if isinstance(e, tuple) else e for e in entities]
-            if type.kind == "time":
-                found[name] = printed(np.array(single, np.int64), Type("time", False))
-            else:
-                found[name] = [orjson.dumps(value) for value in single]
-        moments = Type("time", True)
-        start = np.array([row.start if row.start != _NO_START else np.nan for row in rows], np.float64)
-        found["start"] = printed(start, moments)
-        found["end"] = printed(np.array([row.end for row in rows], np.int64), Type("time", False))
-        found["revision"] = [str(row.revision).encode() for row in rows]
-        found["final"] = [b"true" if row.final else b"false" for row in rows]
+        found = resultrows.named(self.entities, self._plan.key_types, rows.slot)
+        time = Type("time", False)
+        nothing = Spans.of([b"null"] * len(rows.at))
+        found["start"] = nothing if isinstance(self._window, LastN) else printed(rows.start, time)
+        found["end"] = printed(rows.end, time)
+        found["revision"] = digits(rows.revision)
+        found["final"] = printed(rows.early == 0, Type("bool", False))
         return found
-
-    def _key(self, slot: int) -> bytes:
-        entity = self.entities.value(slot)
-        if not isinstance(entity, tuple):
-            return str(entity).encode()
-        names = list(self.declared.by)
-        if self.declared.key in names:
-            return str(entity[names.index(self.declared.key)]).encode()
-        return orjson.dumps(entity)
 
     def _leave(self, watermark: int) -> None:
         """Forgets the windows that no event can correct any more."""
-        gone: list[tuple[int, int]] = []
-        while self._leaving and self._leaving[0][0] + self._linger <= watermark:
-            end, slot, number = heapq.heappop(self._leaving)
-            window = self._windows.get((slot, number))
-            if window is not None and window.closed and window.end + self._gap == end:
-                gone.append((slot, number))
-                self._forget(window)
-        if gone:
-            slots, numbers = np.array(gone, np.int64).T.copy()
+        every, woken = self._windows.all, self._windows.woken(watermark)
+        gone = woken[every.flags[woken] & CLOSED != 0]
+        self._windows.forget(gone)
+        self._windows.sleep(woken, every.wake[woken])
+        if len(gone):
             for table in self._plan.tables.values():
-                table.drop(slots, numbers)
-
-    def _forget(self, window: _Window) -> None:
-        del self._windows[window.slot, window.number]
-        self._touched[window.slot, window.number] = None
-        if self._gap:
-            mine = self._sessions[window.slot]
-            mine.remove(window)
-            if not mine:
-                del self._sessions[window.slot]
+                table.drop(every.slot[gone], every.number[gone])
 
     def changes(self) -> Changes:
         found: Changes = []
-        for slot, number in self._touched:
-            key = self._prefix + self.entities.encoded(slot) + _NUMBER.pack(number)
-            window = self._windows.get((slot, number))
-            found.append((key, window.facts() if window is not None else None))
-        self._touched.clear()
+        if self._clock != self._clock_told:
+            found.append((self._clock_key, _NUMBER.pack(self._clock)))
+            self._clock_told = self._clock
+        self._windows.changes(self.entities, found)
         for table in self._plan.tables.values():
             table.changes(found)
         if self.entities.crowded:
-            held = np.fromiter((slot for slot, _ in self._windows), np.int64, len(self._windows))
-            gone = self.entities.unused(held)
+            gone = self.entities.unused(self._windows.all.slot[self._windows.here()])
             self._plan.forget(gone, found)
             self.entities.release(gone)
         return found
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        rest = []
+        mine, rest = [], []
         for key, value in rows:
             if key.startswith(self._prefix):
-                slot = self.entities.number(decoded(key[len(self._prefix) : -8]))
-                (number,) = _NUMBER.unpack(key[-8:])
-                self._restore(_Window(slot, number, *_FACTS.unpack(value)))
+                mine.append((key, value))
+            elif key == self._clock_key:
+                (self._clock,) = _NUMBER.unpack(value)
+                self._clock_told = self._clock
             else:
                 rest.append((key, value))
+        self._windows.load(mine, self.entities)
         self._plan.load(rest)
-        for mine in self._sessions.values():
-            mine.sort(key=lambda window: window.start)
-
-    def _restore(self, window: _Window) -> None:
-        key = (window.slot, window.number)
-        self._windows[key] = window
-        if isinstance(self._window, LastN):
-            return
-        heapq.heappush(self._leaving if window.closed else self._closing, (window.end + self._gap, *key))
-        if window.due != _NEVER:
-            heapq.heappush(self._showing, (window.due, *key))
-        if self._gap:
-            self._sessions[window.slot].append(window)
 
 
-class _Sessions:
-    """One batch of a session set, event by event: sessions depend on every event before."""
-
-    def __init__(self, owner: WindowSet, watermark: Ints) -> None:
-        self.owner = owner
-        self.gap = owner._gap
-        self.watermark = watermark
-        self.rows: list[_Row] = []
-        self.merges: list[tuple[int, int, int, int]] = []
-
-    def take(self, events: dict[str, _Taken]) -> tuple[list[_Row], list[tuple[int, int, int, int]]]:
-        """Numbers the events by session, in place; the rows to publish and the sessions to merge."""
-        order = []
-        for theirs in events.values():
-            for i, (at, slot, time) in enumerate(_tuples(theirs.at, theirs.slot, theirs.time)):
-                order.append((at, slot, time, theirs, i))
-        order.sort(key=lambda event: event[0])
-        for at, slot, time, theirs, i in order:
-            self._close(at)
-            theirs.number[i] = self._join(at, slot, time)
-        self._close(len(self.watermark))
-        return self.rows, self.merges
-
-    def _close(self, before: int) -> None:
-        """Closes the sessions that end at positions before this one."""
-        closing, owner = self.owner._closing, self.owner
-        while before and closing and closing[0][0] <= self.watermark[before - 1]:
-            end, slot, number = heapq.heappop(closing)
-            session = owner._windows.get((slot, number))
-            if session is None or session.closed:
-                continue
-            if session.end + self.gap > end:  # it has gone on since
-                heapq.heappush(closing, (session.end + self.gap, slot, number))
-            else:
-                owner._final(session, int(np.searchsorted(self.watermark, end)), self.rows)
-
-    def _join(self, at: int, slot: int, time: int) -> int:
-        """The session of an event: a new one, the one it extends, or the first of two that it bridges."""
-        owner, gap = self.owner, self.gap
-        mine = owner._sessions[slot]
-        near = [s for s in mine if s.start - gap < time < s.end + gap]
-        if not near:
-            session = _Window(slot, time, time, time)
-            owner._open(session)
-            mine.append(session)
-            mine.sort(key=lambda one: one.start)
-        else:
-            session = near[0]
-            for other in near[1:]:
-                self._retract(other, at)
-                self.merges.append((at, slot, other.number, session.number))
-                session.end = max(session.end, other.end)
-                owner._forget(other)
-            if time < session.start:
-                self._retract(session, at)
-                session.start, session.revision, session.shown = time, 0, False
-            session.end = max(session.end, time)
-            owner._touched[slot, session.number] = None
-            if session.closed:
-                heapq.heappush(owner._closing, (session.end + gap, slot, session.number))
-        if session.end + gap <= self.watermark[at]:
-            session.closed = False
-            owner._final(session, at, self.rows)
-        else:
-            session.closed = False
-        return session.number
-
-    def _retract(self, session: _Window, at: int) -> None:
-        if session.shown:
-            self.rows.append(self.owner._row(session, at, session.revision, retracted=True))
+def _all(events: dict[str, _Taken], name: str) -> Ints:
+    """A column of the events of all streams."""
+    return np.concatenate([_NONE, *(getattr(theirs, name) for theirs in events.values())])
 
 
-def _groups(taken: list[_Taken]) -> Iterable[tuple[int, int, Ints]]:
-    """The positions of the events of each window: (entity, number, ascending positions)."""
-    if not taken:
-        return
-    at, slot, number = (
-        np.concatenate([getattr(one, field) for one in taken]) for field in ("at", "slot", "number")
-    )
-    if not len(at):
-        return
-    order = np.lexsort((at, number, slot))
-    at, slot, number = at[order], slot[order], number[order]
-    begins = np.flatnonzero(np.append(True, (slot[1:] != slot[:-1]) | (number[1:] != number[:-1])))[: len(at)]
-    ends = np.append(begins[1:], len(at))
-    for begin, end in _tuples(begins, ends):
-        if begin < end:
-            yield int(slot[begin]), int(number[begin]), at[begin:end]
-
-
-def _tuples(*columns: Ints) -> Iterable[tuple[Any, ...]]:
-    return zip(*(column.tolist() for column in columns), strict=True)
+def _concatenated(parts: list[_Rows]) -> _Rows:
+    some = [part for part in parts if len(part.at)] or [_NO_ROWS]
+    return some[0] if len(some) == 1 else _Rows(*map(np.concatenate, zip(*some, strict=True)))
 
 
 def _events(table: Any, rows: Rows | None, theirs: _Taken, condition: Any, inputs: Any) -> kernels.Events:
@@ -569,5 +469,6 @@ def _events(table: Any, rows: Rows | None, theirs: _Taken, condition: Any, input
 
 
 _NONE = np.zeros(0, np.int64)
+_NO_ROWS = _Rows(*[_NONE] * 9)
 _NO_VALUES = np.zeros((0, 0), np.int64)
 _NO_FLOATS = _NO_VALUES.view(np.float64)

@@ -254,7 +254,7 @@ class Runner:
         """The changelog's offset after it: all that earlier owners committed lies before."""
         await writer.begin()
         ends = await writer.send([self.task.barrier()], self.task.number)
-        await writer.commit(self.group, {})
+        await writer.commit()
         return ends[self.task.changelog]
 
     @property
@@ -375,13 +375,13 @@ class Runner:
         # Before: one that is stopped after its commit, and goes on days later, is as old as its commit.
         at = self.wall()
         try:
-            # 3. produce outputs and changelog
-            await writer.begin()
+            # 3. produce outputs and changelog, the consumed offsets beside them
+            await writer.begin(self.group, work.offsets)
             logged = self.task.logged(work.changes)
             ends = await writer.send([*work.records, *logged], self.task.number)
             self.crash(3)
-            # 4. add the consumed offsets and commit
-            await writer.commit(self.group, work.offsets)
+            # 4. commit
+            await writer.commit()
         except (Fenced, LogUnavailable, TransactionUnknown):
             self.progress.aborts += 1
             raise

@@ -50,13 +50,17 @@ def listed(column: Column) -> list[object]:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What a pane folds of one column: an operation of `kernels`, over the column `values`, by its text."""
+    """What a pane folds of one column: an operation of `kernels`, over the column `values`, by its text.
+
+    order: the column by which it finds the first or last, by its text; empty for the events' times
+    """
 
     operation: int
     values: str
     floating: bool = False
     rate: float = 0.0
     texts: bool = False
+    order: str = ""
 
     @property
     def column(self) -> tuple[str, bool, int]:
@@ -71,7 +75,8 @@ class Accumulator:
     def id(self) -> bytes:
         """Four bytes: 24 bits of what it computes, and its width in cells."""
         kind = "text" if self.texts else self.floating
-        name = f"{kernels.NAMES[self.operation]} {self.values} {kind} {self.rate!r}"
+        order = f" by {self.order}" if self.order else ""
+        name = f"{kernels.NAMES[self.operation]} {self.values} {kind} {self.rate!r}{order}"
         return (zlib.crc32(name.encode()) & 0xFFFFFF00 | self.width).to_bytes(4, "big")
 
     def init(self) -> list[int]:
@@ -107,7 +112,11 @@ class Read:
         return self.how != kernels.PLAIN or self.accumulator.operation in _FLOATS or carried
 
 
+ORDER = -1
+"""Stands for the operation of a column that orders events."""
+
 _CODED = (kernels.DISTINCT, kernels.REGISTERS)
+_TIMED = (kernels.FIRST, kernels.LAST)
 _FLOATS = (kernels.FSUM, kernels.FMIN, kernels.FMAX)
 
 
@@ -133,10 +142,12 @@ class Table:
     def seal(self, entities: Index | Names) -> None:
         """Fixes accumulators and reads, and makes the empty state."""
         self.entities = entities
-        self.columns = list(dict.fromkeys(a.column for a in self.accumulators))
+        orders = {a.order: (a.order, False, ORDER) for a in self.accumulators if a.order}
+        self.columns = list(dict.fromkeys([*(a.column for a in self.accumulators), *orders.values()]))
         first, spec = 0, []
         for a in self.accumulators:
-            spec.append((a.operation, self.columns.index(a.column), first, 2 if a.texts else a.floating))
+            by = self.columns.index(orders[a.order]) if a.order else -1
+            spec.append((a.operation, self.columns.index(a.column), first, 2 if a.texts else a.floating, by))
             first += a.width
         self.cells_wide = first
         self.read_index = {read: i for i, read in enumerate(self.reads)}
@@ -145,7 +156,7 @@ class Table:
         reads = [(self.accumulators.index(r.accumulator), r.panes, r.how, r.before) for r in self.reads]
         self._plan = kernels.Plan(
             shape=np.array([self.mode, self.width, self.ring, before, self.alone], np.int64),
-            spec=np.array(spec, np.int64).reshape(-1, 4),
+            spec=np.array(spec, np.int64).reshape(-1, 5),
             rates=np.array([a.rate for a in self.accumulators], np.float64),
             init=np.array([c for a in self.accumulators for c in a.init()], np.int64),
             reads=np.array(reads, np.int64).reshape(-1, 4),
@@ -173,6 +184,7 @@ class Table:
     def clear(self) -> None:
         self.values = {self.accumulators[i].values: Index() for i in self._distinct}
         self.texts = {content: Index(told=True) for content in self._text_prefix}
+        self._held: dict[str, Sequence[object]] = {}
         self._loaded_texts: dict[str, dict[int, object]] = {content: {} for content in self._text_prefix}
         self._loaded_entries: list[Ints] = []
         self._swept = 0
@@ -233,6 +245,8 @@ class Table:
         self._reserve(len(events.at))
         out = np.empty((len(self.reads), len(wanted.at)), np.int64)
         kernels.advance(self._plan, self._state, events, wanted, out, out.view(np.float64))
+        if self._held and len(events.at):
+            self._number_texts(events, out)
         return out
 
     def advance_merging(
@@ -249,6 +263,46 @@ class Table:
             begin = at
         found.append(self.advance(between(events, begin), between(wanted, begin)))
         return found[0] if len(found) == 1 else np.ascontiguousarray(np.concatenate(found, axis=1))
+
+    def hold(self, content: str, texts: Sequence[object]) -> Ints:
+        """What stands for these texts until `advance` has taken them; `kernels.UNKNOWN` where one is missing.
+
+        texts: spans, or None where missing
+        """
+        self._held[content] = texts
+        numbers = kernels.HELD + np.arange(len(texts))
+        if isinstance(texts, Spans):
+            return np.where(texts.length < 0, kernels.UNKNOWN, numbers)
+        missing = np.fromiter((text is None for text in texts), np.bool_, len(texts))
+        return np.where(missing, kernels.UNKNOWN, numbers)
+
+    def _number_texts(self, events: kernels.Events, out: Ints) -> None:
+        """Gives numbers to the texts that became a pane's, in the order of the events, in panes and in what was read.
+
+        Most texts of `last(..., order=...)` never do: each would be a row of state.
+        """
+        touched = self._state.dirty[: self._state.counters[kernels.TOUCHED]]
+        for content, held in self._held.items():
+            columns = [i for i, (text, _, coded) in enumerate(self.columns) if text == content and coded in _TIMED]
+            taken = events.values[columns]
+            rows = np.unique(taken[taken >= kernels.WON]) - kernels.WON - kernels.HELD
+            if not len(rows):
+                continue
+            if isinstance(held, Spans):
+                texts: list[object] = [text and text.decode() for text in held.take(rows)]
+            else:
+                texts = [held[row] for row in rows.tolist()]
+            numbers = self.texts[content].numbers(texts)
+            for a, spec in zip(self.accumulators, self._plan.spec, strict=True):
+                if a.texts and a.values == content:
+                    cell = int(spec[2]) + 1
+                    some = touched[self._state.cells[touched, cell] >= kernels.HELD]
+                    found = self._state.cells[some, cell] - kernels.HELD
+                    self._state.cells[some, cell] = numbers[np.searchsorted(rows, found)]
+            for read, i in self.read_index.items():
+                if read.accumulator.texts and read.accumulator.values == content:
+                    some = out[i] >= kernels.HELD
+                    out[i][some] = numbers[np.searchsorted(rows, out[i][some] - kernels.HELD)]
 
     def cell(self, accumulator: Accumulator) -> int:
         """The first cell of an accumulator."""
@@ -269,10 +323,10 @@ class Table:
 
     def panes(self) -> tuple[Ints, Ints, Ints]:
         """Entity, number and cells of every pane."""
-        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._held())
+        rows = np.flatnonzero((self._state.flag[: self._rows_used] & kernels.DEAD == 0) & self._in_use())
         return self._state.owner[rows], self._state.pane[rows], self._state.cells[rows]
 
-    def _held(self) -> NDArray[np.bool_]:
+    def _in_use(self) -> NDArray[np.bool_]:
         held = np.ones(self._rows_used, np.bool_)
         held[self._state.free[: self._state.counters[kernels.FREE]]] = False
         return held

@@ -4,8 +4,8 @@ Its cycle has five steps, numbered the same in DESIGN, here and in `runner`:
 
 1. read a micro-batch;
 2. run the operators over it, changing hot state in place and noting the rows touched;
-3. in one log transaction produce outputs and one changelog record per touched row;
-4. add the consumed offsets and commit;
+3. in one log transaction produce outputs and one changelog record per touched row, and add the consumed offsets;
+4. commit;
 5. write the touched rows to the store in one batch, together with the changelog position.
 
 Before its first cycle it writes a barrier into its changelog and restores up to that: a log says where its end is from

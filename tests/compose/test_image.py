@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from headrace.models import judgekernels, linearkernels
 from headrace.streams import jsonkernels, recordbatches
 from headrace.streams.kernels import KERNELS
 
@@ -112,7 +113,8 @@ def test_its_worker_predicts_with_the_kernels_that_it_brought(image: Image, tmp_
     kernels = Path(image.environment["NUMBA_CACHE_DIR"])
     compiled = {path.name: path.stat().st_mtime_ns for path in kernels.rglob("*.nbc")}
     assert len(compiled) == len(KERNELS)
-    assert {jsonkernels.decode, *recordbatches.KERNELS} <= set(KERNELS)
+    models = {linearkernels.learn_linear, judgekernels.judge}
+    assert {jsonkernels.decode, *recordbatches.KERNELS, *models} <= set(KERNELS)
     port = str(free_port())
     changed = {"0.0.0.0": "127.0.0.1", "9464": port, "/data": str(tmp_path / "data")}
     (entry,) = [json.loads(rest) for instruction, rest in steps() if instruction == "ENTRYPOINT"]

@@ -21,7 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.kafka import KafkaLog
-from headrace.streams.log import Partition, Writer
+from headrace.streams.log import NO_OFFSETS, Partition, Writer
 
 from headrace import worker
 from headrace.command import main
@@ -52,7 +52,8 @@ class CarelessWriter:
         self._suicidal = suicidal
         self._batches = 0
 
-    async def begin(self) -> None:
+    async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
+        self._takes = group, offsets
         self._batches += 1
 
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
@@ -77,7 +78,8 @@ class CarelessWriter:
                 os.kill(os.getpid(), signal.SIGKILL)
         return {p: (await last).offset + 1 for p, last in sent.items()}
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+    async def commit(self) -> None:
+        group, offsets = self._takes
         if not offsets:
             return
         consumer = AIOKafkaConsumer(**client_options(self._address), group_id=group, enable_auto_commit=False)

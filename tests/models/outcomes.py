@@ -9,9 +9,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import numpy as np
 from headrace.models.drift import Watch
+from headrace.models.maturity import MatureRows
 from headrace.models.model import Model
-from headrace.streams.batch import Batch, Column, Operator, Outputs, Record, Rows, one_by_one, record_by_record
+from headrace.streams.batch import Batch, Operator, Outputs, Record, one_by_one, record_by_record
+from headrace.streams.outcomecolumns import OutcomeColumns
 from headrace.streams.outcomes import Settled
+from headrace.streams.spans import Spans
 from headrace.streams.store import MemoryStore
 from river import base, compose
 
@@ -91,30 +94,44 @@ def stream(seed: int, count: int, texts: bool = False) -> list[Settled]:
     return made
 
 
-def batches(outcomes: Sequence[Settled], sizes: Iterator[int]) -> Iterator[Batch]:
-    """Mature outcomes, cut into batches."""
+def columns_of(outcomes: Sequence[Settled]) -> OutcomeColumns:
+    """That of all features that the outcomes have."""
+    features = {name: value for one in outcomes for name, value in one.features.items() if value is not None}
+    return OutcomeColumns([(name, isinstance(v, str)) for name, v in features.items()], ["base", "customer"])
+
+
+def batches(
+    outcomes: Sequence[Settled], sizes: Iterator[int], columns: OutcomeColumns | None = None
+) -> Iterator[Batch]:
+    """Mature outcomes, cut into batches. columns: how they were read"""
+    columns = columns or columns_of(outcomes)
     done = 0
     while done < len(outcomes):
-        part = outcomes[done : done + next(sizes)]
-        column = np.empty(len(part), np.object_)
-        column[:] = list(part)
-        at = np.arange(len(part))
-        fields: dict[str, Column] = {"outcome": column, "seen": np.arange(done, done + len(part)) + 1}
-        yield Batch(np.zeros(len(part), np.int64), np.zeros(len(part), np.int64), {"mature.returns": Rows(at, fields)})
+        part = columns.read(Spans.of(encoded(outcomes[done : done + next(sizes)])))
+        at, zeros = np.arange(len(part)), np.zeros(len(part), np.int64)
+        rows = MatureRows(at, {}, outcomes=part, seen=done + at + 1)
+        yield Batch(zeros, zeros, {"mature.returns": rows})
         done += len(part)
 
 
-def run(operator: Operator, outcomes: Sequence[Settled], cut: int | None = None, restart: int = 0) -> list[Record]:
+def run(
+    operator: Operator,
+    outcomes: Sequence[Settled],
+    cut: int | None = None,
+    restart: int = 0,
+    columns: OutcomeColumns | None = None,
+) -> list[Record]:
     """What an operator makes of mature outcomes.
 
     cut:     the seed of the batches' sizes; None: one batch
     restart: after every so many batches its hot state is thrown away and loaded from what it wrote
+    columns: how the outcomes were read
     """
     sizes = random.Random(cut)
     store = MemoryStore()
     out: Outputs = []
     cuts = iter(lambda: len(outcomes) if cut is None else sizes.choice([1, 1, 2, 7, 40]), 0)
-    for n, batch in enumerate(batches(outcomes, cuts), 1):
+    for n, batch in enumerate(batches(outcomes, cuts, columns), 1):
         operator.process(batch, out)
         store.write(one_by_one(operator.changes()))
         if restart and n % restart == 0:

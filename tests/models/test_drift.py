@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import msgspec
 import numpy as np
@@ -136,6 +137,38 @@ def test_restarts_and_cuts_change_no_alarm(case: Case) -> None:
     assert alarms(case, outcomes, cut=1, restart=1) == expected
     assert alarms(case, outcomes, cut=2, restart=3) == expected
     assert expected
+
+
+@pytest.mark.parametrize(
+    ("on", "error"),
+    [
+        ("log_loss", lambda score, outcome: -math.log(score if outcome else 1 - score)),
+        ("brier", lambda score, outcome: (score - outcome) ** 2),
+        ("error", lambda score, outcome: float((score >= 0.5) != outcome)),
+        ("outcome", lambda score, outcome: float(outcome)),
+    ],
+)
+def test_errors_and_their_means_are_python_s_to_the_bit(on: str, error: Callable[[float, bool], float]) -> None:
+    chance = random.Random(3)
+    outcomes = [settled(n, chance.random() < 0.4, chance.random()) for n in range(300)]
+    seen: list[float] = []
+    watch = replace(drift.PageHinkley(on, mean_of=7), make=lambda: Noting(seen))
+    alarms = run(DriftMonitor(model(linear_model.LogisticRegression(), watch=[watch]), "outcome"), outcomes, cut=5)
+    errors = [error(one.score, one.outcome) for one in outcomes]
+    assert seen == [list(accumulate(errors[n : n + 7]))[-1] / 7 for n in range(0, 294, 7)]
+    assert [msgspec.json.decode(r.value or b"")["value"] for r in alarms] == seen
+
+
+class Noting:
+    """A detector that notes what it sees, and takes all of it for drift."""
+
+    drift_detected = True
+
+    def __init__(self, seen: list[float]) -> None:
+        self.update = seen.append
+
+    def __reduce__(self) -> tuple[type, tuple[list[float]]]:
+        return Noting, ([],)
 
 
 @pytest.mark.parametrize("on", ["score", "amount"])

@@ -8,7 +8,9 @@ from datetime import timedelta
 import msgspec
 import numpy as np
 import pytest
-from headrace.models.evaluation import BINS, CLIP, LIMIT, Evaluator, Quality, exact
+from headrace.models.evaluation import Evaluator, Quality, exact
+from headrace.models.judgekernels import BINS, CLIP, LIMIT
+from headrace.streams.outcomecolumns import OutcomeColumns
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -56,7 +58,7 @@ def test_nothing_can_be_said_of_no_scores() -> None:
 @pytest.mark.parametrize("outcome", [True, False])
 def test_ranking_of_one_class_is_undefined(outcome: bool) -> None:
     quality = Quality()
-    quality.add(0.2, outcome)
+    quality.add(*arrays([(0.2, outcome)]))
     found = quality.metrics()
     assert found["roc_auc"] is None
     assert found["average_precision"] == (1.0 if outcome else None)
@@ -66,8 +68,7 @@ def test_ranking_of_one_class_is_undefined(outcome: bool) -> None:
 @given(scored)
 def test_bins_move_auc_by_no_more_than_half_the_pairs_that_share_one(scores: Scores) -> None:
     quality = Quality()
-    for score, outcome in scores:
-        quality.add(score, outcome)
+    quality.add(*arrays(scores))
     binned, real = quality.metrics(), defined(scores)
     assert binned["log_loss"] == pytest.approx(real["log_loss"])
     if real["roc_auc"] is None:
@@ -85,8 +86,7 @@ def test_bins_move_auc_by_less_than_a_thousandth_on_scores_as_spread_as_real_one
     outcomes = chance.random(20_000) < 1 / (1 + np.exp(-logits))
     scores = 1 / (1 + np.exp(-logits))
     quality = Quality()
-    for score, outcome in zip(scores.tolist(), outcomes.tolist(), strict=True):
-        quality.add(score, outcome)
+    quality.add(scores, outcomes)
     binned, real = quality.metrics(), exact(scores, outcomes)
     for name in ("roc_auc", "average_precision", "log_loss"):
         assert binned[name] == pytest.approx(real[name], abs=1e-3)
@@ -95,13 +95,27 @@ def test_bins_move_auc_by_less_than_a_thousandth_on_scores_as_spread_as_real_one
 @pytest.mark.parametrize("score", [0.0, 1.0, CLIP / 2, 1 / (1 + math.exp(LIMIT)), 0.5])
 def test_every_score_has_its_bin_and_a_finite_loss(score: float) -> None:
     quality = Quality()
-    quality.add(score, True)
-    quality.add(score, False)
+    quality.add(*arrays([(score, True), (score, False), (math.nan, True)]))
     assert int(quality.counts.sum()) == 2
     assert quality.counts.shape == (2, BINS)
     loss = quality.metrics()["log_loss"]
     assert loss is not None
     assert math.isfinite(loss)
+
+
+@given(scored)
+def test_bins_and_losses_are_those_of_each_score_in_turn_to_the_bit(scores: Scores) -> None:
+    counts, loss = np.zeros((2, BINS), np.int64), 0.0
+    for score, outcome in scores:
+        clipped = min(max(score, CLIP), 1 - CLIP)
+        logit = math.log(clipped / (1 - clipped))
+        counts[int(outcome), min(BINS - 1, max(0, int((logit + LIMIT) / (2 * LIMIT) * BINS)))] += 1
+        loss += -math.log(clipped if outcome else 1 - clipped)
+    quality = Quality()
+    quality.add(*arrays(scores))
+    assert (quality.counts == counts).all()
+    assert quality.losses[0] == loss
+    assert Quality.unpack(quality.pack()).pack() == quality.pack()
 
 
 def test_predictions_of_the_first_horizon_are_not_judged() -> None:
@@ -121,11 +135,12 @@ def test_restarts_and_cuts_change_no_report() -> None:
     # The first outcome is far back, so that all others are judged.
     outcomes = [settled(-60 * 24 * 31), *stream(3, 500)]
 
-    def reports(cut: int | None, restart: int) -> list[bytes | None]:
+    def reports(cut: int | None, restart: int, read: OutcomeColumns | None = None) -> list[bytes | None]:
         evaluator = Evaluator(model(linear_model.LogisticRegression(), publish_every=20))
-        return [r.value for r in run(evaluator, outcomes, cut, restart)]
+        return [r.value for r in run(evaluator, outcomes, cut, restart, read)]
 
     expected = reports(None, 0)
     assert len(expected) == 25
     assert reports(1, 1) == expected
     assert reports(2, 3) == expected
+    assert reports(2, 3, OutcomeColumns()) == expected, "read one by one"

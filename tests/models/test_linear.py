@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import compose, linear_model, optim, preprocessing, utils
 
+from headrace import program
+from headrace.plan import model_columns
 from tests.models.estimators import NUMBERS, TEXTS
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +126,7 @@ def test_a_twin_that_has_learnt_nothing_is_the_estimator_and_predicts_as_it_does
 
 
 @given(st.lists(st.integers(0, 60), max_size=8), st.sampled_from(MODELS), st.integers(0, 5))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_where_batches_are_cut_and_stored_changes_no_bit(cuts: list[int], make: Make, seed: int) -> None:
     x, y = rows(seed, 60)
     whole, parted = twin_of(make()), twin_of(make())
@@ -134,6 +136,11 @@ def test_where_batches_are_cut_and_stored_changes_no_bit(cuts: list[int], make: 
         assert parted.learn_many(x[start:end], y[start:end])
         parted = twin_of(parted.river()) if start % 2 else parted
     assert artifacts.fingerprint(parted.river()) == artifacts.fingerprint(whole.river())
+
+
+def test_the_returns_example_learns_by_a_twin() -> None:
+    (model,) = program.load(str(ROOT / "examples" / "returns" / "pipeline.py")).models
+    assert linear.twin(model.learner, [name for _, name in model_columns(model)]) is not None
 
 
 def test_an_estimator_given_to_a_twin_is_never_changed() -> None:

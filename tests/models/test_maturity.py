@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 import msgspec
 import numpy as np
 import pytest
-from headrace.models.maturity import Mature
+from headrace.models.maturity import Mature, MatureRows
 from headrace.streams.batch import Batch, Rows
+from headrace.streams.outcomecolumns import OutcomeCodec
 from headrace.streams.outcomes import Settled
+from headrace.streams.spans import Spans
 from headrace.streams.store import MemoryStore
 
-from tests.models.outcomes import HORIZON, T0, settled
+from tests.models.outcomes import HORIZON, T0, columns_of, encoded, settled
 
 SEEDS = range(30)
 
@@ -43,24 +45,22 @@ def published(seed: int, distinct: bool = False) -> list[Settled]:
 
 def mature(outcomes: list[Settled], cut: int | None = None, restart: int = 0) -> list[Taken]:
     """What comes out. cut: the seed of the batches' sizes; restart: loaded anew after so many batches."""
-    operator, store, sizes = Mature("returns"), MemoryStore(), random.Random(cut)
+    columns = columns_of(outcomes)
+    operator, store, sizes = Mature("returns", columns), MemoryStore(), random.Random(cut)
     found: list[Taken] = []
     done = count = 0
     while done < len(outcomes):
         size = len(outcomes) if cut is None else sizes.choice([1, 2, 9])
-        part = [msgspec.json.encode(one) for one in outcomes[done : done + size]]
-        column = np.empty(len(part), np.object_)
-        column[:] = part
+        part = Spans.of(encoded(outcomes[done : done + size]))
         at = np.arange(len(part))
-        rows = Rows(at, {"value": column}, "outcomes.returns", 0, at + done)
+        fields = OutcomeCodec(columns).decode(part, [None] * len(part), at).fields
+        rows = Rows(at, fields, "outcomes.returns", 0, at + done)
         batch = Batch(np.zeros(len(part), np.int64), np.zeros(len(part), np.int64), {"outcomes.returns": rows})
         operator.process(batch, [])
         store.write(operator.changes())
         out = batch.streams["mature.returns"]
-        found += [
-            Taken(one.id, seen)
-            for one, seen in zip(out.fields["outcome"].tolist(), out.fields["seen"].tolist(), strict=True)
-        ]
+        assert isinstance(out, MatureRows)
+        found += [Taken(out.outcomes.settled(n).id, seen) for n, seen in enumerate(out.seen.tolist())]
         done += len(part)
         count += 1
         if restart and count % restart == 0:

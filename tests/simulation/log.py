@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.errors import Fenced, LogUnavailable, TransactionUnknown
-from headrace.streams.log import Fetched, Partition, Reader, Sender, Turns, Writer
+from headrace.streams.log import NO_OFFSETS, Fetched, Partition, Reader, Sender, Turns, Writer
 from headrace.streams.runner import TOMBSTONES_KEPT
 
 from tests.simulation.world import EPOCH, World
@@ -422,7 +422,8 @@ class _Writer:
             raise Fenced(f"{self._name} has a newer owner")
         return one
 
-    async def begin(self) -> None:
+    async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
+        self._takes = group, offsets
         await self._connection.call()
         while (one := self._check()).ending:
             await self._log.world.sleep(ASK_AGAIN)
@@ -440,7 +441,8 @@ class _Writer:
             ends[partition] = self._log.append_open(self._name, partition, record) + 1
         return ends
 
-    async def commit(self, group: str, offsets: Mapping[Partition, int]) -> None:
+    async def commit(self) -> None:
+        group, offsets = self._takes
         log, random = self._log, self._log.world.random
         await log.world.turn()
         await self._connection.slowly()

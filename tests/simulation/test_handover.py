@@ -11,7 +11,7 @@ import pytest
 from headrace.streams import runner
 from headrace.streams.batch import Record
 from headrace.streams.errors import Fenced, LogLost, LogUnavailable, TransactionUnknown
-from headrace.streams.log import Fetched, Partition, Turns, Writer
+from headrace.streams.log import NO_OFFSETS, Fetched, Partition, Turns, Writer
 from headrace.streams.runner import LOST_AFTER, Follow, Progress, Runner
 from headrace.streams.standby import Standby
 from headrace.streams.store import MemoryStore
@@ -34,7 +34,7 @@ async def commits(writer: Writer) -> bool:
     try:
         await writer.begin()
         await writer.send([Record("t", b"k", b"v", 0)], 0)
-        await writer.commit("group", {})
+        await writer.commit()
     except Fenced:
         return False
     return True
@@ -307,14 +307,14 @@ def test_a_task_that_publishes_ahead_gives_up_too_where_no_commit_comes_through(
     world = World(1)
     log = SimulatedLog(world)
     monkeypatch.setattr(runner, "MAX_RETRIES", 3)
-    commit = Turns.commit
+    begin = Turns.begin
 
-    async def refused(self: Turns, group: str, offsets: Mapping[Partition, int]) -> None:
+    async def refused(self: Turns, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         if offsets:
             raise TransactionUnknown("the group takes no offsets")
-        await commit(self, group, offsets)
+        await begin(self, group, offsets)
 
-    monkeypatch.setattr(Turns, "commit", refused)
+    monkeypatch.setattr(Turns, "begin", refused)
 
     async def scenario() -> None:
         log.publish(event("payments", "a", 1, 0))

@@ -57,10 +57,10 @@ def test_a_failing_seed_says_which_command_replays_it(
 
 def writes_the_store_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def commit(self: Runner, writer: Writer, work: Work) -> None:
-        await writer.begin()
+        await writer.begin(self.group, work.offsets)
         ends = await writer.send([*work.records, *self.task.logged(work.changes)], self.task.number)
         self.task.keep(work, ends[self.task.changelog], self.wall())
-        await writer.commit(self.group, work.offsets)
+        await writer.commit()
 
     monkeypatch.setattr(Runner, "_commit", commit)
 
@@ -141,9 +141,9 @@ def does_not_notice_that_it_is_fenced(monkeypatch: pytest.MonkeyPatch) -> None:
     async def commit(self: Runner, writer: Writer, work: Work) -> None:
         ends: dict[Partition, int] = {}
         with contextlib.suppress(Fenced):
-            await writer.begin()
+            await writer.begin(self.group, work.offsets)
             ends = await writer.send([*work.records, *self.task.logged(work.changes)], self.task.number)
-            await writer.commit(self.group, work.offsets)
+            await writer.commit()
         self.task.keep(work, ends.get(self.task.changelog, self.task.position), self.wall())
 
     monkeypatch.setattr(Runner, "_commit", commit)
@@ -151,10 +151,10 @@ def does_not_notice_that_it_is_fenced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reads_on_after_an_unknown_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     async def commit(self: Runner, writer: Writer, work: Work) -> None:
-        await writer.begin()
+        await writer.begin(self.group, work.offsets)
         ends = await writer.send([*work.records, *self.task.logged(work.changes)], self.task.number)
         with contextlib.suppress(TransactionUnknown):
-            await writer.commit(self.group, work.offsets)
+            await writer.commit()
         self.task.keep(work, ends[self.task.changelog], self.wall())
 
     monkeypatch.setattr(Runner, "_commit", commit)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from headrace.streams.address import Address
 from headrace.streams.admin import answers
 
 from tests.scene import accepts, free_port
+from tests.stack import maven
 
 VERSION = "4.1.1"
 MAIN_PORT = 19092
@@ -54,13 +54,12 @@ SETTINGS = {
 }
 """What every node is told; the compose file tells its nodes the same."""
 
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>headrace</groupId><artifactId>testbed</artifactId><version>1</version><dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{kafka}</version></dependency>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{kafka}</version></dependency>
-<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>{log}</version></dependency>
-<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>{log}</version></dependency>
-</dependencies></project>"""
+JARS = (
+    f"org.apache.kafka:kafka_2.13:{VERSION}",
+    f"org.apache.kafka:kafka-tools:{VERSION}",
+    "org.apache.logging.log4j:log4j-core:2.25.1",
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.1",
+)
 
 _LOGGING = """Configuration:
   Appenders:
@@ -73,20 +72,8 @@ _LOGGING = """Configuration:
 
 def provision() -> Path:
     """The folder of Kafka's jars; they are fetched where they are missing. Needs java and mvn on the PATH."""
-    pom = _POM.format(kafka=VERSION, log="2.25.1")
-    # A folder that was filled for another list of jars would lack some.
-    name = f"kafka-{VERSION}-{hashlib.sha256(pom.encode()).hexdigest()[:8]}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace" / name
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        print(f"fetching Apache Kafka {VERSION} (once on this machine; about 20 seconds)", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=home.parent) as making:
-            Path(making, "pom.xml").write_text(pom)
-            command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]
-            subprocess.run([*command, f"-DoutputDirectory={making}/lib"], cwd=making, check=True)
-            with contextlib.suppress(OSError):  # another process was first
-                Path(making, "lib").rename(home)
-    return home
+    told = f"Apache Kafka {VERSION} (once on this machine; about 20 seconds)"
+    return maven.jars(f"kafka-{VERSION}", JARS, told)
 
 
 class Cluster:

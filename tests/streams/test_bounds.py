@@ -190,4 +190,4 @@ def test_a_session_that_goes_on_waits_once_for_its_end() -> None:
         events = [(t, at, row | {"who": "one"}) for t, at, row in (visit(1, second + i) for i in range(20))]
         step.process(batch([STREAM], events, [START] * 20), [])
         step.changes()
-    assert len(step._closing) == 1
+    assert len(step._windows.here()) == 1

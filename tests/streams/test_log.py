@@ -228,9 +228,9 @@ def record(topic: str, text: str, partition: int | None = 0, key: str = "k") -> 
 async def commit(
     writer: Writer, records: Sequence[Record | Block], offsets: Mapping[Partition, int] | None = None, home: int = 0
 ) -> dict[Partition, int]:
-    await writer.begin()
+    await writer.begin("contract", offsets or {})
     ends = await writer.send(records, home)
-    await writer.commit("contract", offsets or {})
+    await writer.commit()
     return ends
 
 
@@ -362,7 +362,7 @@ def test_a_transaction_is_seen_whole_across_topics_and_not_before_its_commit(gro
         await writer.send([record(one.topic, "1"), record(two.topic, "2")], 0)
         assert await read(reader, one, two) == {one: [], two: []}
         assert await client.log.ends([one, two]) == {one: 0, two: 0}
-        await writer.commit("contract", {})
+        await writer.commit()
         assert await read(reader, one, two) == {one: [b"1"], two: [b"2"]}
         assert await client.log.ends([one, two]) == {one: 2, two: 2}
 
@@ -378,7 +378,7 @@ def test_what_was_aborted_is_never_read_and_passed_over(ground: Ground) -> None:
         for text, good in (("1", False), ("2", True), ("3", False), ("4", False)):
             await writer.begin()
             await writer.send([record(topic, text)], 0)
-            await (writer.commit("contract", {}) if good else writer.abort())
+            await (writer.commit() if good else writer.abort())
         reader = await client.reader(here)
         assert await read(reader, here) == {here: [b"2"]}
         assert await client.log.ends([here]) == {here: 8}
@@ -399,7 +399,7 @@ def test_an_open_transaction_holds_readers_back_from_what_came_after_it(ground: 
         await commit(quick, [record(topic, "quick")])
         reader = await client.reader(here)
         assert await read(reader, here) == {here: []}
-        await slow.commit("contract", {})
+        await slow.commit()
         assert await read(reader, here) == {here: [b"slow", b"quick"]}
 
     ground.run(scenario)
@@ -412,12 +412,12 @@ def test_a_newer_writer_fences_the_older_and_aborts_what_it_left_open(ground: Gr
     async def scenario(client: Client) -> None:
         old = await client.writer(f"owner-{topic}")
         await commit(old, [record(topic, "1")], {source: 1})
-        await old.begin()
+        await old.begin("contract", {source: 2})
         await old.send([record(topic, "2")], 0)
         new = await client.writer(f"owner-{topic}")
         assert await values(client, here) == {here: [b"1"]}  # no open transaction is left when it is opened
         with pytest.raises(Fenced):
-            await old.commit("contract", {source: 2})
+            await old.commit()
         await commit(new, [record(topic, "3")], {source: 3})
         for _ in range(2):
             with pytest.raises(Fenced):
@@ -522,10 +522,10 @@ def test_offsets_are_committed_in_the_transaction_or_not_at_all(ground: Ground) 
         writer = await client.writer(f"owner-{topic}")
         assert await client.log.committed(f"group-{topic}", [source, other]) == {}
         for offset, good in ((3, True), (9, False)):
-            await writer.begin()
+            await writer.begin(f"group-{topic}", {source: offset})
             await writer.send([record(topic, "1")], 0)
             if good:
-                await writer.commit(f"group-{topic}", {source: offset})
+                await writer.commit()
             else:
                 await writer.abort()
         assert await client.log.committed(f"group-{topic}", [source, other]) == {source: 3}
@@ -673,10 +673,10 @@ def test_a_commit_without_an_answer_is_unknown_and_settled_once_the_writer_is_op
     async def scenario(client: Client) -> None:
         for turn in range(2):
             writer = await client.writer("owner")
-            await writer.begin()
+            await writer.begin("contract", {source: turn + 1})
             await writer.send([record(one.topic, str(turn)), record(two.topic, str(turn))], 0)
             with stoppable.silent(), pytest.raises(TransactionUnknown):
-                await writer.commit("contract", {source: turn + 1})
+                await writer.commit()
             writer = await client.writer("owner")
             found = await values(client, one, two)
             assert found[one] == found[two]

@@ -99,7 +99,7 @@ def run(
         if restart:
             step = operator(features)
             step.load(iter(sorted(state.items())))
-    return out
+    return list(record_by_record(out))
 
 
 def values(outputs: Outputs) -> list[dict[str, Any]]:

@@ -47,9 +47,9 @@ async def there_and_back(address: Address) -> list[bytes | None]:
     await publisher.close()
     log = KafkaLog(address)
     writer = await log.writer(f"owner-{topic.name}")
-    await writer.begin()
+    await writer.begin("g", {Partition(topic.name, 0): 1})
     await writer.send([Record(topic.name, b"k", b"2", timestamp=1)], 0)
-    await writer.commit("g", {Partition(topic.name, 0): 1})
+    await writer.commit()
     await writer.close()
     assert await log.committed("g", [Partition(topic.name, 0)]) == {Partition(topic.name, 0): 1}
     await log.close()

@@ -1,0 +1,1 @@
+"""The window job by other engines, beside Headrace: `make bench-peers`."""

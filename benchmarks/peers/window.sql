@@ -1,0 +1,24 @@
+-- The window job by Flink SQL: the value as of each event is an OVER aggregate within the user's minute.
+CREATE TABLE payments (
+  `user` STRING, ts BIGINT, amount DOUBLE, item STRING,
+  happened AS TO_TIMESTAMP_LTZ(ts, 3),
+  -- Events of the same millisecond are not late.
+  WATERMARK FOR happened AS happened - INTERVAL '0.001' SECOND
+) WITH (
+  'connector' = 'kafka', 'topic' = '{input}', 'properties.bootstrap.servers' = '{broker}',
+  'properties.group.id' = 'window-flink', 'properties.max.partition.fetch.bytes' = '4194304',
+  'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset', 'format' = 'json'
+);
+
+CREATE TABLE told (`user` STRING, ts BIGINT, `count` BIGINT, `sum` DOUBLE) WITH (
+  'connector' = 'kafka', 'topic' = '{output}', 'properties.bootstrap.servers' = '{broker}',
+  'key.format' = 'raw', 'key.fields' = 'user', 'value.format' = 'json',
+  'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = 'window-flink',
+  'properties.transaction.timeout.ms' = '600000', 'properties.batch.size' = '262144', 'properties.linger.ms' = '50'
+);
+
+INSERT INTO told
+SELECT `user`, ts, COUNT(*) OVER minute_so_far, SUM(amount) OVER minute_so_far FROM payments
+WINDOW minute_so_far AS (
+  PARTITION BY `user`, ts / 60000 ORDER BY happened ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+);
