@@ -247,7 +247,7 @@ class DriftMonitor:
         else:
             for n, watched in enumerate(self._watched.values()):
                 values = rows.fields[self._columns[watched.watch.on]].astype(np.float64)
-                there = np.flatnonzero(~np.isnan(values))
+                there = np.flatnonzero(np.isfinite(values))  # in the prediction others are null
                 alarms += [(int(there[at]), n, value) for at, value in watched.see(values[there])]
             for row, n, value in sorted(alarms):
                 at = int(batch.time[rows.at[row]])

@@ -148,14 +148,18 @@ class Learner:
     def _learn_columns(self, outcomes: Outcomes) -> None:
         if not len(outcomes):
             return
-        if self._twin is None and not outcomes.columns.texts:
-            self._twin = twin(self._river, outcomes.columns.names)
-        if self._twin is None or not self._twin.learn_many(outcomes.features, outcomes.outcome):
+        found = self._twin_for(outcomes.columns)
+        if found is None or not found.learn_many(outcomes.features, outcomes.outcome):
             self._learn_each(outcomes)
             return
         self.tally.learnt += len(outcomes)
         self.tally.positives += int(outcomes.outcome.sum())
         self.tally.at = int(outcomes.matures[-1])
+
+    def _twin_for(self, columns: OutcomeColumns) -> Twin | None:
+        if self._twin is None and not columns.texts:
+            self._twin = twin(self._river, columns.names)
+        return self._twin if self._twin is not None and self._twin.names == columns.names else None
 
     def _learn_each(self, outcomes: Outcomes) -> None:
         if len(outcomes):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import pickle
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from headrace.models import artifacts
 from headrace.models import linearkernels as kernels
+from headrace.models.errors import ArtifactError
 from headrace.streams.kernels import given
 from numpy.typing import NDArray
 from river import compose, linear_model, optim, preprocessing
@@ -51,23 +52,26 @@ class _Unknown(Exception):
 class Twin:
     """A linear model of river's as arrays, in the state in which it was given.
 
-    names:    the features, in the order in which they are shown to river
-    learns and predicts as `river.compose.Pipeline` does one at a time: to the bit where libm is the same
+    names: the features, in the order in which they are shown to river
+
+    It learns and predicts rows as a river.compose.Pipeline does one at a time, in order.
     """
 
     def __init__(self, names: Sequence[str], model: Any) -> None:
-        """Raises _Unknown where the model or its state is not covered. model: is kept, and never changed."""
+        """Raises _Unknown where the model or its state is not covered."""
         self.names = tuple(names)
-        self._model = model
         self._options = _options(model)
         self._cells, self._held = _read(_Parts.of(model), self.names)
         if not kernels.sound_linear(self._options, self._cells, self._held):
             raise _Unknown
         self._room = np.zeros(len(self.names))
+        self._model = artifacts.dump(model)  # last: what is not covered may be large
         self._moved = False
+        self._begun: bytes | None = None
 
     def predict_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of True, float64[n]. x: float64[n, features], NaN where one is missing."""
+        assert x.shape[1:] == (len(self.names),), "a column for each feature"
         out = np.empty(len(x))
         with np.errstate(all="ignore"):  # only plain Python tells
             kernels.predict_linear(given(x), self._options, self._cells, self._held, self._room, out)
@@ -78,6 +82,7 @@ class Twin:
 
         False: nothing was learnt, since numbers grow beyond float64 here: river alone knows where it raises an error.
         """
+        assert x.shape == (len(y), len(self.names)), "a column for each feature, and an outcome for each row"
         before = self._cells.copy(), self._held.copy()
         try:
             with np.errstate(all="ignore"):
@@ -93,11 +98,15 @@ class Twin:
 
     def river(self) -> Any:
         """The estimator as river has it, in this state; a new one each time."""
-        model = copy.deepcopy(self._model)
-        if self._moved:
+        if not self._moved:
+            return pickle.loads(self._model)
+        if self._begun is None:
+            model = pickle.loads(self._model)
             # Makes what river makes when it first learns. All numbers are written over.
             model.learn_one({}, False)
-            _write(_Parts.of(model), self.names, self._cells, self._held)
+            self._begun = artifacts.dump(model)
+        model = pickle.loads(self._begun)
+        _write(_Parts.of(model), self.names, self._cells, self._held)
         return model
 
 
@@ -113,9 +122,9 @@ def twin(estimator: Any, names: Sequence[str]) -> Twin | None:
     machine's river learns otherwise than its twin does.
     """
     try:
-        found = Twin(names, copy.deepcopy(estimator))
+        found = Twin(names, estimator)
         return found if _alike(type(estimator), found._options.tobytes(), estimator) else None
-    except _Unknown:
+    except (_Unknown, ArtifactError):
         return None
 
 
@@ -140,7 +149,7 @@ def _alike(kind: type, options: bytes, estimator: Any) -> bool:
 
 def _tried(model: Any) -> bool:
     names = ("a", "b", "c")
-    made = Twin(names, copy.deepcopy(model))
+    made = Twin(names, model)
     chance = np.random.default_rng(0)
     x = chance.normal(0.5, 2.0, (TRIALS, len(names)))
     x[chance.random(x.shape) < 0.2] = np.nan
@@ -213,6 +222,8 @@ def _options(estimator: Any) -> NDArray[np.float64]:
     if not vars(optimizer).keys() <= {*settings, *kept, "lr", "n_iterations"}:
         raise _Unknown
     put(kernels.A, optimizer, settings)
+    if getattr(optimizer, "eps", 1.0) <= 0.0:  # river divides by it also for features that are missing
+        raise _Unknown
     if isinstance(optimizer, optim.FTRLProximal):
         if model.l1:  # river asks it for a learning rate, which it has not
             raise _Unknown
@@ -287,14 +298,17 @@ def _write(parts: _Parts, names: Sequence[str], cells: NDArray[np.float64], held
     """Write the numbers where river keeps them, features in the order in which they were first seen."""
     model = parts.model
     order = np.argsort(cells[kernels.PLACE], kind="stable")[len(names) - int(held[kernels.SEEN]) :]
+    seen = [names[f] for f in order.tolist()]
     for row, mapping, inner in parts.mappings():
         assert mapping is not None
-        whole = row == kernels.COUNT
-        for name, value in zip((names[f] for f in order), cells[row, order].tolist(), strict=True):
-            if inner:
+        values = cells[row, order].astype(np.int64 if row == kernels.COUNT else np.float64).tolist()
+        if inner:
+            for name, value in zip(seen, values, strict=True):
                 setattr(mapping[name], inner, value)
-            else:
-                mapping[name] = int(value) if whole else value
+        elif isinstance(mapping, dict):
+            dict.update(mapping, zip(seen, values, strict=True))  # that of a Counter would add
+        else:
+            mapping.update(dict(zip(seen, values, strict=True)))
     model.intercept = float(held[kernels.INTERCEPT])
     model.optimizer.n_iterations = int(held[kernels.STEPS])
     if model.l1:

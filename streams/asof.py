@@ -126,9 +126,9 @@ class FeatureSet:
             if texts is not None:
                 named[name] = written(texts)
                 continue
-            named[name] = numbers = printed(main.fields[column], self.types[name])
+            named[name] = text = printed(main.fields[column], self.types[name])
             if self.types[name].kind == "float":  # as a prediction tells it too; it tells an integer as a float
-                main.encoded[column] = numbers
+                main.encoded[column] = text
         key = self.declared.key
         keys = record_keys(main, key) if key else missing(len(main))
         out.append(Block(self._topic, keys, joined(named)))

@@ -23,8 +23,8 @@ class JsonCodec(MsgspecCodec):
     def __init__(self, event: type[Event], keyless: bool = True) -> None:
         super().__init__(event, keyless)
         self._columns = JsonColumns(event, keyless)
-        self._keyless_event = empty_key(event.contract.key)
         self.odd = 0
+        self._keyless_event = empty_key(event.contract.key)
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
@@ -35,9 +35,9 @@ class JsonCodec(MsgspecCodec):
             return Decoded(np.arange(len(values)), Fields(plain.columns, plain.texts), plain.time, [])
         refused = [(row, self._keyless_event) for row in np.flatnonzero(plain.keyless).tolist()]
         odd = np.flatnonzero(~(plain.ok | plain.keyless))
-        self.odd += len(odd)
         if not len(odd):
             return _some(plain, refused)
+        self.odd += len(odd)
         found = super().decode(list(values.take(odd)), list(keys.take(odd)), published[odd])
         refused = sorted(refused + [(int(odd[i]), error) for i, error in found.refused], key=lambda pair: pair[0])
         if not len(found.rows):

@@ -148,11 +148,11 @@ class JsonColumns:
         keyless = ~ok & (time == kernels.NO_KEY)
         for field, bound in self._bounds:
             if isinstance(bound, inspect.StrType):
-                fits = _fits(texts[field.name].length, bound)
+                within = _fits(texts[field.name].length, bound)
             else:
-                fits = _within(columns[field.name], bound)
-            ok &= fits
-            keyless &= fits
+                within = _within(columns[field.name], bound)
+            ok &= within
+            keyless &= within
         return Plain(ok, keyless, time, columns, texts)
 
 

@@ -178,6 +178,7 @@ UNCOVERED: dict[str, Make] = {
     "a loss of regression": lambda: logistic(loss=optim.losses.Squared()),
     "several outputs": linear_model.SoftmaxRegression,
     "norms by BLAS": linear_model.PAClassifier,
+    "a division by what may be 0": lambda: logistic(optim.Adam(eps=0.0)),
     "mini-batches": lambda: odd(_y_name="outcome"),
     "a feature of another name": lambda: odd(_weights=utils.VectorDict({"z": 1.0})),
     "a weight that is no number": lambda: odd(intercept=math.nan),
