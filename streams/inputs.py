@@ -301,25 +301,27 @@ def _compact(
     return Batch(time, watermark, streams)
 
 
-def _origin(topic: str, partition: int, offset: int) -> tuple[tuple[str, bytes], ...]:
-    return (("topic", topic.encode()), ("partition", b"%d" % partition), ("offset", b"%d" % offset))
+def _origin(topic: str, partition: int) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    return ("topic", topic.encode()), ("partition", b"%d" % partition)
 
 
 def _rejected(source: Source, fetched: Fetched, wrong: list[tuple[int, InvalidEvent]]) -> list[Record]:
     """The records of refused rows, none where nobody publishes them."""
-    topic, number = fetched.partition
     rows = np.array([i for i, _ in wrong])
     offsets = fetched.offset[rows].tolist()
     if not source.rejected:
         for offset, (_, error) in zip(offsets, wrong, strict=True):
-            logger.warning("%s-%d-%d is left out: %s", topic, number, offset, error.reason)
+            logger.warning("%s-%d-%d is left out: %s", *fetched.partition, offset, error.reason)
     if not source.rejected or not source.refusing:
         return []
-    found = []
+    origin, topic, found = _origin(*fetched.partition), source.rejected, []
+    said: InvalidEvent | None = None
     keys, values = _chosen(fetched.keys, rows), _chosen(fetched.values, rows)
     for key, value, offset, (_, error) in zip(keys, values, offsets, wrong, strict=True):
-        why = (("reason", error.reason.encode()), ("field", error.field.encode()))
-        found.append(Record(source.rejected, key, value, None, None, why + _origin(topic, number, offset)))
+        if error is not said:
+            said = error
+            why = (("reason", error.reason.encode()), ("field", error.field.encode()), *origin)
+        found.append(Record(topic, key, value, None, None, (*why, ("offset", b"%d" % offset))))
     return found
 
 
@@ -331,5 +333,5 @@ def _late(source: Source, fetched: Fetched, i: int) -> Record:
     if not source.late:
         raise InvalidEvent(f"{source.topic} goes back in time at offset {fetched.offset[i]}")
     why = (("reason", b"later than the watermark and the allowed lateness"),)
-    origin = _origin(*fetched.partition, int(fetched.offset[i]))
-    return Record(source.late, fetched.keys[i], fetched.values[i], None, None, why + origin)
+    headers = (*why, *_origin(*fetched.partition), ("offset", b"%d" % fetched.offset[i]))
+    return Record(source.late, fetched.keys[i], fetched.values[i], None, None, headers)
