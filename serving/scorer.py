@@ -46,7 +46,8 @@ class Scorer:
         self._key = model.on.contract.key
         self._columns = [column for column, _ in columns]
         self._names = [name for _, name in columns]
-        self._baselines = dict(baselines)
+        # One may take the place of the base rate.
+        self._baselines = {name: baselines[name] for name in dict.fromkeys(["base", *baselines]) if name in baselines}
         self._now = now
         self._prior = model.outcome.prior if model.outcome else 0.5
         self.version = self._first = versions.Loaded(f"{model.name}@0", self._prior, None)
@@ -60,14 +61,15 @@ class Scorer:
     def version(self, version: versions.Loaded) -> None:
         self._version = version
         self._twin = None if version.estimator is None else linear.twin(version.estimator, self._names)
-        beside = b"".join(b",%b:\0" % _text(name) for name in self._baselines)
+        rate = [] if "base" in self._baselines else [b'"base":' + msgspec.json.encode(version.rate)]
+        beside = b",".join([*rate, *(b"%b:\0" % _text(name) for name in self._baselines)])
         seen = b",".join(b"%b:\0" % _text(name) for name in self._names)
         # A zero byte stands for each value: JSON has none.
         row = (
-            b'{"id":\0,"key":\0,"at":\0,"score":\0,"baselines":{"base":%b%b},"version":%b,"route":"embedded",'
+            b'{"id":\0,"key":\0,"at":\0,"score":\0,"baselines":{%b},"version":%b,"route":"embedded",'
             b'"latency_ms":\0,"features":{%b}}'
         )
-        self._literals = (row % (msgspec.json.encode(version.rate), beside, _text(version.name), seen)).split(b"\0")
+        self._literals = (row % (beside, _text(version.name), seen)).split(b"\0")
 
     def follow(self, fetched: Fetched) -> None:
         """Take the newest version of this model among registry records; after a reset there is none."""
@@ -102,7 +104,7 @@ class Scorer:
                 floats(scores),
                 *(floats(np.where(np.isfinite(column), column, rate)) for column in beside),
                 floats(self._latency(rows)),
-                *(_json(column) for column in seen),
+                *(_json(column, rows.encoded.get(name)) for column, name in zip(seen, self._columns, strict=True)),
             ],
         )
         out.append(Block(self._topic, record_keys(rows, self._key), values))
@@ -150,8 +152,9 @@ def _listed(column: Column) -> list[Any]:
     return [None if value is None or value != value else value for value in listed]
 
 
-def _json(column: Column) -> Spans:
-    return encoded_texts(column) if column.dtype == np.object_ else floats(column.astype(np.float64))
+def _json(column: Column, texts: Spans | None) -> Spans:
+    """texts: the column as its feature set has printed it, where it did."""
+    return encoded_texts(column) if column.dtype == np.object_ else floats(column.astype(np.float64), texts)
 
 
 def _text(text: str) -> bytes:

@@ -123,7 +123,12 @@ class FeatureSet:
         for name in self._published:
             column = f"{self.name}.{name}"
             texts = main.texts(column)
-            named[name] = printed(main.fields[column], self.types[name]) if texts is None else written(texts)
+            if texts is not None:
+                named[name] = written(texts)
+                continue
+            named[name] = text = printed(main.fields[column], self.types[name])
+            if self.types[name].kind == "float":  # as a prediction tells it too; it tells an integer as a float
+                main.encoded[column] = text
         key = self.declared.key
         keys = record_keys(main, key) if key else missing(len(main))
         out.append(Block(self._topic, keys, joined(named)))

@@ -155,9 +155,14 @@ class MsgspecCodec:
         name = self._event.contract.key
         value = getattr(event, name)
         if value is None or value == "":
-            raise InvalidEvent(f"the key field {name} is empty", name)
+            raise empty_key(name)
         if key is not None and key != str(value).encode():
             raise InvalidEvent(f"the record's key {key[:80]!r} is not its field {name}={value!r}", name)
+
+
+def empty_key(name: str) -> InvalidEvent:
+    """What is wrong with an event whose key field is empty."""
+    return InvalidEvent(f"the key field {name} is empty", name)
 
 
 _NAMES = {"json": "JSON", "msgpack": "MessagePack"}

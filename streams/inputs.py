@@ -8,7 +8,7 @@ While an input is empty but not known to be idle, rows that its next row might p
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -240,15 +240,10 @@ class Merge:
         for chunk, start, end in self.inputs[n].take(count):
             at = place[done : done + end - start]
             done += end - start
-            for i, error in chunk.decoded.refused:
-                if start <= i < end:
-                    keep[at[i - start]] = False
-                    if not source.rejected:
-                        topic, number = chunk.fetched.partition
-                        offset = chunk.fetched.offset[i]
-                        logger.warning("%s-%d-%d is left out: %s", topic, number, offset, error.reason)
-                    elif source.refusing:
-                        refused.append(_rejected(source, chunk.fetched, i, error))
+            wrong = [pair for pair in chunk.decoded.refused if start <= pair[0] < end]
+            if wrong:
+                keep[at[np.array([i for i, _ in wrong]) - start]] = False
+                refused += _rejected(source, chunk.fetched, wrong)
             first, last = np.searchsorted(chunk.decoded.rows, (start, end))
             rows = chunk.decoded.rows[first:last]
             here = chunk.decoded.time[first:last]
@@ -306,20 +301,35 @@ def _compact(
     return Batch(time, watermark, streams)
 
 
-def _origin(fetched: Fetched, i: int) -> tuple[tuple[str, bytes], ...]:
+def _origin(topic: str, partition: int, offset: int) -> tuple[tuple[str, bytes], ...]:
+    return (("topic", topic.encode()), ("partition", b"%d" % partition), ("offset", b"%d" % offset))
+
+
+def _rejected(source: Source, fetched: Fetched, wrong: list[tuple[int, InvalidEvent]]) -> list[Record]:
+    """The records of refused rows, none where nobody publishes them."""
     topic, number = fetched.partition
-    return (("topic", topic.encode()), ("partition", b"%d" % number), ("offset", b"%d" % fetched.offset[i]))
+    rows = np.array([i for i, _ in wrong])
+    offsets = fetched.offset[rows].tolist()
+    if not source.rejected:
+        for offset, (_, error) in zip(offsets, wrong, strict=True):
+            logger.warning("%s-%d-%d is left out: %s", topic, number, offset, error.reason)
+    if not source.rejected or not source.refusing:
+        return []
+    found = []
+    keys, values = _chosen(fetched.keys, rows), _chosen(fetched.values, rows)
+    for key, value, offset, (_, error) in zip(keys, values, offsets, wrong, strict=True):
+        why = (("reason", error.reason.encode()), ("field", error.field.encode()))
+        found.append(Record(source.rejected, key, value, None, None, why + _origin(topic, number, offset)))
+    return found
 
 
-def _rejected(source: Source, fetched: Fetched, i: int, error: InvalidEvent) -> Record:
-    why = (("reason", error.reason.encode()), ("field", error.field.encode()))
-    return Record(source.rejected, fetched.keys[i], fetched.values[i], None, None, why + _origin(fetched, i))
+def _chosen(values: Sequence[bytes | None], rows: NDArray[np.int64]) -> Iterable[bytes | None]:
+    return values.take(rows) if isinstance(values, Spans) else [values[i] for i in rows.tolist()]
 
 
 def _late(source: Source, fetched: Fetched, i: int) -> Record:
     if not source.late:
         raise InvalidEvent(f"{source.topic} goes back in time at offset {fetched.offset[i]}")
-    reason = b"later than the watermark and the allowed lateness"
-    return Record(
-        source.late, fetched.keys[i], fetched.values[i], None, None, (("reason", reason), *_origin(fetched, i))
-    )
+    why = (("reason", b"later than the watermark and the allowed lateness"),)
+    origin = _origin(*fetched.partition, int(fetched.offset[i]))
+    return Record(source.late, fetched.keys[i], fetched.values[i], None, None, why + origin)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from headrace.streams.batch import Column, Fields
-from headrace.streams.codecs import CODECS, Codec, Decoded, MsgspecCodec
-from headrace.streams.errors import DeclarationError
+from headrace.streams.codecs import CODECS, Codec, Decoded, MsgspecCodec, empty_key
+from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event
 from headrace.streams.jsoncolumns import JsonColumns, Plain
 from headrace.streams.spans import Spans
@@ -24,6 +24,7 @@ class JsonCodec(MsgspecCodec):
         super().__init__(event, keyless)
         self._columns = JsonColumns(event, keyless)
         self.odd = 0
+        self._keyless_event = empty_key(event.contract.key)
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
@@ -32,11 +33,24 @@ class JsonCodec(MsgspecCodec):
         plain = self._columns.decode(values, keys, published)
         if plain.ok.all():
             return Decoded(np.arange(len(values)), Fields(plain.columns, plain.texts), plain.time, [])
-        odd = np.flatnonzero(~plain.ok)
+        refused = [(row, self._keyless_event) for row in np.flatnonzero(plain.keyless).tolist()]
+        odd = np.flatnonzero(~(plain.ok | plain.keyless))
+        if not len(odd):
+            return _some(plain, refused)
         self.odd += len(odd)
         found = super().decode(list(values.take(odd)), list(keys.take(odd)), published[odd])
-        refused = [(int(odd[i]), error) for i, error in found.refused]
+        refused = sorted(refused + [(int(odd[i]), error) for i, error in found.refused], key=lambda pair: pair[0])
+        if not len(found.rows):
+            return _some(plain, refused)
         return _merged(plain, Decoded(odd[found.rows], found.fields, found.time, refused))
+
+
+def _some(plain: Plain, refused: list[tuple[int, InvalidEvent]]) -> Decoded:
+    """The plain rows alone."""
+    rows = np.flatnonzero(plain.ok)
+    columns: dict[str, Column] = {name: column[rows] for name, column in plain.columns.items()}
+    texts = {name: spans.take(rows) for name, spans in plain.texts.items()}
+    return Decoded(rows, Fields(columns, texts), plain.time[rows], refused)
 
 
 def _merged(plain: Plain, others: Decoded) -> Decoded:

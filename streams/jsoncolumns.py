@@ -35,6 +35,7 @@ class Plain:
     """What became of the rows of a batch.
 
     ok:      bool[n], rows that were taken; of the others nothing below is meaningful
+    keyless: bool[n], of these the rows with which nothing is wrong but that their key field is empty
     time:    int64[n], event times, microseconds
     columns: of each field that is no text, by its name, a column of length n: int64, of int, and of times in
              microseconds; bool; float64, of float and of all that may be missing, NaN where it is
@@ -42,6 +43,7 @@ class Plain:
     """
 
     ok: NDArray[np.bool_]
+    keyless: NDArray[np.bool_]
     time: NDArray[np.int64]
     columns: dict[str, Column]
     texts: dict[str, Spans]
@@ -143,12 +145,15 @@ class JsonColumns:
                 texts[field.name] = Spans(values.data, cells[cell], cells[cell + 1])
             else:
                 columns[field.name] = _column(field, cells[cell], floats[cell])
+        keyless = ~ok & (time == kernels.NO_KEY)
         for field, bound in self._bounds:
             if isinstance(bound, inspect.StrType):
-                ok &= _fits(texts[field.name].length, bound)
+                within = _fits(texts[field.name].length, bound)
             else:
-                ok &= _within(columns[field.name], bound)
-        return Plain(ok, time, columns, texts)
+                within = _within(columns[field.name], bound)
+            ok &= within
+            keyless &= within
+        return Plain(ok, keyless, time, columns, texts)
 
 
 def _scalar(type: inspect.Type) -> inspect.Type:

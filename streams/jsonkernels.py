@@ -554,6 +554,8 @@ def _fill(i: Any, schema: Any, out: Any) -> Any:
 
 
 LONG_AGO = -(2**62)
+NO_KEY = -(2**63)
+"""No event time: milliseconds are at most 2^53."""
 
 
 @part
@@ -564,7 +566,8 @@ def _timely(time: Any, published: Any, ahead: Any) -> Any:
 
 @part
 def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) -> Any:
-    """Reads row i; whether it was taken."""
+    """Reads row i; whether it was taken. Its time is NO_KEY where nothing is wrong with it so far but an empty key."""
+    out.time[i] = 0
     data, p, length, limits = values.data, values.start[i], values.length[i], schema.limits
     if length < 2 or length > limits[MAX_BYTES] or p < 0 or p > len(data) - length:
         return False
@@ -609,7 +612,10 @@ def _row(i: Any, values: Any, keys: Any, published: Any, schema: Any, out: Any) 
             time = value if schema.kind[f] == TIME else value * 1000
         p = _white(data, end)
         c = _at(data, p)
-    if p != last or (found < count and not _fill(i, schema, out)) or key_length == 0:
+    if p != last or (found < count and not _fill(i, schema, out)):
+        return False
+    if key_length == 0:
+        out.time[i] = NO_KEY
         return False
     if keys.length[i] < 0:
         if limits[KEYLESS] == 0:

@@ -38,9 +38,9 @@ def printed(column: Column, type: Type) -> Spans:
     return Spans(text, start, length)
 
 
-def floats(column: NDArray[np.float64]) -> Spans:
-    """Each number as msgspec writes it; missing as null."""
-    texts = printed(column, Type("float", True))
+def floats(column: NDArray[np.float64], texts: Spans | None = None) -> Spans:
+    """Each number as msgspec writes it; missing as null. texts: the column as `printed` prints it, where it was."""
+    texts = printed(column, Type("float", True)) if texts is None else texts
     large = np.flatnonzero(np.abs(column) >= _PLUS)
     if not len(large):
         return texts

@@ -138,14 +138,7 @@ class Match:
     def clear(self) -> None:
         self._waiting.clear()
         self._matches.clear()
-        self._lines = matching.Lines(
-            *(
-                np.zeros(0, t)
-                for t in (np.int64, np.float64, np.int64, np.int64, np.int64, np.uint8, np.int64, np.int64)
-            ),
-            *(np.zeros((2, 0), np.int64) for _ in range(2)),
-            *(np.zeros(size, np.int64) for size in (0, 4)),
-        )
+        self._lines = matching.none()
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         for numbers in self._waiting.load(rows):

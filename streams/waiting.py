@@ -35,8 +35,9 @@ class Waiting:
     def clear(self) -> None:
         self.offset, self._start, self._length = (np.zeros(64, np.int64) for _ in range(3))
         self._gone = np.zeros(64, np.bool_)
-        self._data = np.zeros(1024, np.uint8)
+        self._data = np.empty(1024, np.uint8)
         self._count = self._bytes = self._unused = 0
+        self._added: list[tuple[Ints, Spans]] = []
         self._touched: list[Ints] = []
 
     def __len__(self) -> int:
@@ -56,7 +57,9 @@ class Waiting:
             for name in ("offset", "_start", "_length", "_gone"):
                 setattr(self, name, grown_to(getattr(self, name), 2 * end))
         if self._bytes + size > len(self._data):
-            self._data = grown_to(self._data, 2 * (self._bytes + size))
+            data = np.empty(2 * (self._bytes + size), np.uint8)
+            data[: self._bytes] = self._data[: self._bytes]
+            self._data = data
         length = np.maximum(rows.length, 0)
         start = self._bytes + np.cumsum(length) - length
         bytekernels.gather(rows.data, rows.start, rows.length, self._data, start)
@@ -64,7 +67,7 @@ class Waiting:
         self._gone[first:end] = False
         self._count, self._bytes = end, self._bytes + size
         numbers = np.arange(first, end)
-        self._touched.append(numbers)
+        self._added.append((numbers, rows))
         return numbers
 
     def find(self, offset: Ints) -> Ints:
@@ -74,7 +77,7 @@ class Waiting:
         return numbers
 
     def rows(self, numbers: Ints) -> Spans:
-        """Rows where they lie; they stay there, also once they are removed."""
+        """Rows where they lie; they stay there until `pack`, also once they are removed."""
         return Spans(self._data, self._start[numbers], self._length[numbers])
 
     def stamp(self, numbers: Ints, at: int, what: Spans) -> None:
@@ -88,15 +91,25 @@ class Waiting:
         self._touched.append(numbers)
 
     def changes(self) -> list[Touched]:
-        """The rows touched since this was last asked: their offsets as 8 bytes, and what waits or None."""
-        if not self._touched:
-            return []
-        numbers = np.unique(np.concatenate(self._touched))
+        """The rows touched since this was last asked: their offsets as 8 bytes, and what waits or None.
+
+        Rows that nothing has happened to since they came are told as they came, without a copy.
+        """
+        later = np.unique(np.concatenate([np.zeros(0, np.int64), *self._touched]))
+        found = []
+        for numbers, rows in self._added:
+            fresh = ~np.isin(numbers, later)
+            found.append(Touched(self._keys(numbers[fresh]), rows.take(fresh)))
+        if len(later):
+            rows = Spans(self._data, self._start[later], np.where(self._gone[later], -1, self._length[later]))
+            found.append(Touched(self._keys(later), rows.packed()))
+        self._added.clear()
         self._touched.clear()
+        return [touched for touched in found if len(touched)]
+
+    def _keys(self, numbers: Ints) -> Spans:
         keys = self.offset[numbers].astype(">i8").view(np.uint8)
-        eights = Spans(keys, np.arange(len(numbers)) * 8, np.full(len(numbers), 8))
-        rows = Spans(self._data, self._start[numbers], np.where(self._gone[numbers], -1, self._length[numbers]))
-        return [Touched(eights, rows.packed())]
+        return Spans(keys, np.arange(len(numbers)) * 8, np.full(len(numbers), 8))
 
     def pack(self) -> Ints | None:
         """Lets go of removed rows where they are more than the others. Call it after `changes`.
@@ -106,10 +119,19 @@ class Waiting:
         if 2 * self._unused <= self._bytes + ROW * self._count + PACK_FROM:
             return None
         kept = self.here
-        rows, offset = self.rows(kept).packed(), self.offset[kept]
-        self.clear()
-        self.add(offset, rows)
-        self._touched.clear()
+        length = self._length[kept]
+        end = np.cumsum(length)
+        size = int(end[-1]) if len(end) else 0
+        # In the same buffer, from its begin on, and so without a place that is still to be read: memory that is asked
+        # for anew costs more than the copy. Of a buffer that has become far too large it is the other way round.
+        data = self._data if len(self._data) <= 8 * size + PACK_FROM else np.empty(2 * size + 1024, np.uint8)
+        bytekernels.gather(self._data, self._start[kept], length, data, end - length)
+        room = max(64, 2 * len(kept))
+        self.offset, self._start, self._length = (
+            grown_to(column, room) for column in (self.offset[kept], end - length, length)
+        )
+        self._gone = np.zeros(room, np.bool_)
+        self._data, self._count, self._bytes, self._unused = data, len(kept), size, 0
         return kept
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[Ints]:
@@ -118,5 +140,5 @@ class Waiting:
         while some := list(islice(rows, LOADED_AT_ONCE)):
             offset = np.frombuffer(b"".join(key for key, _ in some), ">i8").astype(np.int64)
             numbers = self.add(offset, Spans.of([value for _, value in some]))
-            self._touched.clear()
+            self._added.clear()
             yield numbers

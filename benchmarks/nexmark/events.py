@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 import numpy as np
@@ -50,12 +50,37 @@ Ints = NDArray[np.int64]
 class Events:
     """The events of a run, in order, by topic.
 
-    rows:   what is published on each topic
-    values: the same as Python objects, for the checks
+    rows: what is published on each topic
     """
 
     rows: dict[str, list[Row]]
-    values: dict[str, list[dict[str, Any]]]
+
+    @property
+    def values(self) -> dict[str, Values]:
+        """The same as Python objects, each made when it is asked for: together they are gigabytes."""
+        return {topic: Values(rows) for topic, rows in self.rows.items()}
+
+
+class Values(Sequence[dict[str, Any]]):
+    """The values of rows."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Values: ...
+
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | Values:
+        if isinstance(at, slice):
+            return Values(self._rows[at])
+        found: dict[str, Any] = msgspec.json.decode(self._rows[at].value)
+        return found
 
 
 KINDS = {"person": PERSONS, "auction": AUCTIONS, "bid": BIDS}
@@ -74,15 +99,14 @@ def made(events: int, topics: Sequence[str] = tuple(KINDS), seed: int = 1) -> Ev
         "person": _persons, "auction": _auctions, "bid": _bids,
     }  # fmt: skip
     keys = {"person": "id", "auction": "seller", "bid": "auction"}
-    values: dict[str, list[dict[str, Any]]] = {}
     rows: dict[str, list[Row]] = {}
     for n, topic in enumerate(KINDS):
         if topic in topics:
             random, mine = np.random.default_rng((seed, n)), number[of[topic]]
             moments = [_moment(t) for t in (BEGAN + mine * 1_000 // PER_SECOND).tolist()]
-            values[topic] = list(makers[topic](random, mine, moments, _Texts(random)))
-            rows[topic] = [Row(b"%d" % v[keys[topic]], msgspec.json.encode(v)) for v in values[topic]]
-    return Events(rows, values)
+            values = makers[topic](random, mine, moments, _Texts(random))
+            rows[topic] = [Row(b"%d" % v[keys[topic]], msgspec.json.encode(v)) for v in values]
+    return Events(rows)
 
 
 def last_person(number: Ints) -> Ints:

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-LAST = 1_500
-"""Characters of a log that an error tells."""
+LAST = 300
+"""Characters of a log that an error tells: a line."""
 
 
 class Failed(Exception):
@@ -84,20 +84,22 @@ class Children:
         try:
             status = process.wait(within)
         except subprocess.TimeoutExpired:
-            raise Failed(f"{name} did not end within {within:.0f} s:\n{self.said(name)}") from None
+            raise Failed(f"{name} did not end within {within:.0f} s: {self.said(name)}") from None
         if status:
-            raise Failed(f"{name} ended with status {status}:\n{self.said(name)}")
+            raise Failed(f"{name} ended with status {status}: {self.said(name)}")
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def check(self) -> None:
         """Raises Failed where one has ended that should run."""
         for name, process in self._processes.items():
             if process.poll():
-                raise Failed(f"{name} ended with status {process.returncode}:\n{self.said(name)}")
+                raise Failed(f"{name} ended with status {process.returncode}: {self.said(name)}")
 
     def said(self, name: str) -> str:
-        """The end of its log."""
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-LAST:].strip()
+        """The last line of its log that is no place in a trace."""
+        lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
+        told = [line for line in lines if line.strip() and not line[0].isspace()]
+        return told[-1][:LAST] if told else "it said nothing"
 
 
 def busy(pid: int) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.peers import flink
 from benchmarks.peers.children import Children, Failed
+from benchmarks.peers.homes import environment, python
 from benchmarks.peers.job import TOPIC
 from tests.stack import kafka, maven
 
@@ -104,6 +105,22 @@ def flink_sql() -> Start:
     return start
 
 
+def by_python(script: str, package: str, version: str, *beside: str) -> Callable[[], Start]:
+    """A script of this folder, in an environment of its own. beside: what else it needs."""
+
+    def prepare() -> Start:
+        home = environment(f"{package.partition('[')[0]}-{version}", f"{package}=={version}", *beside)
+
+        def start(place: Place) -> int:
+            return place.children.start("worker", [str(python(home)), str(HERE / script), *place.job], worker=True).pid
+
+        return start
+
+    return prepare
+
+
+BYTEWAX, QUIX, PATHWAY, FAUST = "0.21.1", "3.28.1", "0.33.0", "0.15.3"
+
 ENGINES = (
     Engine(
         "Headrace",
@@ -125,5 +142,29 @@ ENGINES = (
         "exactly once; RocksDB; checkpoints and commits each 5 s",
         flink_sql,
         JVM_WARM,
+    ),
+    Engine(
+        "Pathway",
+        PATHWAY,
+        "at least once; snapshots of the input each 5 s",
+        by_python("pathway_job.py", "pathway", PATHWAY),
+    ),
+    Engine(
+        "Bytewax",
+        BYTEWAX,
+        "at least once; snapshots of state each 10 s",
+        by_python("bytewax_job.py", "bytewax[kafka]", BYTEWAX, "orjson==3.11.4"),
+    ),
+    Engine(
+        "Quix Streams",
+        QUIX,
+        "exactly once; changelog, RocksDB; commits each 5 s",
+        by_python("quix_job.py", "quixstreams", QUIX),
+    ),
+    Engine(
+        "Faust",
+        FAUST,
+        "at least once; changelog, table in memory",
+        by_python("faust_job.py", "faust-streaming", FAUST, "aiokafka==0.14.0", "orjson==3.11.4"),
     ),
 )

@@ -92,7 +92,7 @@ class Flink:
         while not self._slots():
             self._children.check()
             if time.monotonic() > until:
-                raise Failed(f"Flink has no slot after {STARTED_WITHIN:.0f} s:\n{self._children.said('taskmanager')}")
+                raise Failed(f"Flink has no slot after {STARTED_WITHIN:.0f} s: {self._children.said('taskmanager')}")
             time.sleep(POLL)
 
     def submit(self, sql: str) -> list[str]:
@@ -105,7 +105,7 @@ class Flink:
         jobs = re.findall(r"Job ID: ([0-9a-f]{32})", told)
         if not jobs or "[ERROR]" in told:
             error = re.sub(r"\x1b\[[0-9;]*m", "", told).rpartition("[ERROR]")[2].strip()
-            raise Failed(f"Flink took no job: {error[:LAST]}")
+            raise Failed(f"Flink took no job: {' '.join(error.split())[:LAST]}")
         return jobs
 
     def state(self, job: str) -> str:
@@ -128,6 +128,16 @@ class Flink:
     def metrics(self, job: str) -> dict[str, dict[str, int]]:
         """Of each vertex by its name, what it has read and written: Flink's own `metrics`, as read-records."""
         return {v["name"]: v["metrics"] for v in self._ask(f"/jobs/{job}")["vertices"]}
+
+    def taken(self, job: str) -> int:
+        """Records that its sources have given, wherever they are chained with what follows; 0 before it runs."""
+        count = 0
+        for vertex in self._ask(f"/jobs/{job}")["vertices"]:
+            path = f"/jobs/{job}/vertices/{vertex['id']}/metrics"
+            given = [m["id"] for m in self._ask(path) if re.fullmatch(r"\d+\.Source_.*\.numRecordsOut", m["id"])]
+            if given:
+                count += sum(int(m["value"]) for m in self._ask(f"{path}?get={','.join(given)}"))
+        return count
 
     def cancel(self, job: str) -> None:
         self._http.patch(f"/jobs/{job}").raise_for_status()

@@ -7,7 +7,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -158,5 +157,4 @@ def test_a_meter_tells_how_busy_a_process_was() -> None:
 
 
 def _rows(whole: Told, rows: NDArray[np.int64]) -> Told:
-    columns: tuple[Any, ...] = (whole.user, whole.window, whole.count, whole.sum, whole.appended)
-    return Told(*(column[rows] for column in columns))
+    return Told(whole.user[rows], whole.window[rows], whole.count[rows], whole.sum[rows], whole.appended[rows])

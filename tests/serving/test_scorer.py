@@ -191,12 +191,13 @@ def test_predictions_by_columns_have_the_bytes_of_those_made_one_at_a_time(learn
         bare = drawn(st.sampled_from(["anna", "é日"]))
         published = micros(T0) - np.array(drawn(st.integers(-(10**6), 10**9)), np.int64)
         time = np.array(drawn(st.integers(0, 4 * 10**15)), np.int64)
+        baselines = {"item": "Customer._rate", **({"base": "Customer._rate"} if rows % 2 else {})}
         for texts in (False, True):
             own = Fields(fields | ({} if texts else {"customer": np.array(keys, np.object_)}),
                          {"customer": Spans.of([t.encode() for t in bare])} if texts else {})  # fmt: skip
             made = []
             for kind in (Scorer, ScorerOneByOne):
-                one = kind(model(LEARNER), columns, {"item": "Customer._rate"}, now=lambda: T0.timestamp() + 0.00005)
+                one = kind(model(LEARNER), columns, baselines, now=lambda: T0.timestamp() + 0.00005)
                 if learnt != "nothing":
                     estimator = LEARNER.clone()
                     for i, x in enumerate(known):

@@ -10,7 +10,6 @@ import pytest
 from headrace.streams import aggregations as agg
 from headrace.streams.batch import Column, Fields, Rows
 from headrace.streams.event import Event
-from headrace.streams.expressions import col
 from headrace.streams.features import Features, declaration
 from headrace.streams.index import Index, Names, decoded
 from headrace.streams.plans import Plan, index, keys, numbered
@@ -32,7 +31,7 @@ class Pair(Features, of=Sale, by=("who", "item", "size")):
     count = agg.count()
 
 
-class Made(Features, of=Sale, by={"n": col.n // 2, "at": col.at}):
+class Made(Features, of=Sale, by=("n", "at")):
     count = agg.count()
 
 
