@@ -25,9 +25,11 @@ from headrace.streams.features import Features, Reference, columns, declaration,
 from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
+from headrace.streams.memory import Memory
 from headrace.streams.outcomes import Match, Outcome, OutcomeCodec, Settle
 from headrace.streams.runner import TOMBSTONES_KEPT, Follow
 from headrace.streams.store import Store
+from headrace.streams.tables import LAYOUT
 from headrace.streams.task import Task
 from headrace.streams.topics import Kind, Processor, Topic
 
@@ -169,8 +171,12 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
     return [(column, name) for name, column in found.items()]
 
 
-def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
+def stages(
+    app: App, now: Callable[[], float] = time.time, memory: Memory | None = None
+) -> tuple[Stage, ...]:
     """The stages of an application, upstream first. now: seconds since 1970, by which latencies are told.
+
+    memory: the bound that the hot state of all tasks shares; None: none
 
     Raises DeclarationError where they cannot be laid out.
     """
@@ -183,7 +189,7 @@ def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
     for main in mains:
         here = [s for s in sets if declaration(s).of.name == main]
         scored = [m for m in models if m.on.contract.topic == main]
-        made.append(_event_stage(app, known, main, here, scored, refused_by, now))
+        made.append(_event_stage(app, known, main, here, scored, refused_by, now, memory))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
     if app.guarantee == "at_least_once":
         # What this application reads itself stays in the transaction: its state and its models are exact either way.
@@ -200,6 +206,7 @@ def _event_stage(
     models: list[Model],
     refused_by: dict[str, str],
     now: Callable[[], float],
+    memory: Memory | None,
 ) -> Stage:
     """Features, predictions and outcomes of one topic's events, in one task a partition."""
     outcomes = _outcomes(models, sets)
@@ -221,7 +228,7 @@ def _event_stage(
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
         operators: list[Operator] = [Match(o) for o in outcomes]
-        operators += [operator(s) for s in sets]
+        operators += [operator(s, memory) for s in sets]
         follows = []
         for model in models:
             scorer = Scorer(model, model_columns(model), baselines(model), now)
@@ -314,7 +321,7 @@ def _source(event: type[Event], keyless: bool, refusing: bool, windowed: bool) -
 
 def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[Model]) -> str:
     """A fingerprint of what shapes the state: another one's state is refused."""
-    parts = []
+    parts = [f"layout {LAYOUT}"] if sets else []
     for one in sets:
         said = declaration(one)
         shape = [f"{n}={e}" for part in (said.by, said.features) for n, e in part.items()]

@@ -39,6 +39,19 @@ def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None
             out[q + x] = data[p + x]
 
 
+@kernel(numba.void(BYTES_GIVEN, _INTS, numba.int64, _INTS))
+def numbers(data: Any, start: Any, width: Any, out: Any) -> None:
+    """Signed integers of so many bytes, eight at most, the most significant first."""
+    for i in range(len(start)):
+        p = start[i]
+        value = int(data[p])
+        if value >= 128:  # so that plain Python, whose integers have no end, computes the same
+            value -= 256
+        for x in range(p + 1, p + width):
+            value = value * 256 + int(data[x])
+        out[i] = value
+
+
 @kernel(numba.void(BYTES_GIVEN, numba.int64[:, ::1], numba.int64[:, ::1], BYTES_GIVEN, _INTS, _OUT, _INTS))
 def assemble(data: Any, start: Any, length: Any, literals: Any, cuts: Any, out: Any, out_start: Any) -> None:
     """Rows of strings between literals: literal 0, string 0, literal 1, ..., the last literal.
@@ -128,6 +141,29 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
             names.hash[found], names.start[found], names.length[found] = h, q, size
             names.buckets[at] = found + 1
         out[i] = found
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, NAMES, _INTS))
+def find(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
+    """The number of each string; -1 where it has none."""
+    mask = len(names.buckets) - 1
+    for i in range(len(start)):
+        size, p = length[i], start[i]
+        h = int(_hash(data, p, size))
+        at = h & mask
+        out[i] = -1
+        while names.buckets[at] != 0:
+            one = names.buckets[at] - 1
+            if names.hash[one] == h and names.length[one] == size:
+                q, same = names.start[one], True
+                for x in range(size):
+                    if names.arena[q + x] != data[p + x]:
+                        same = False
+                        break
+                if same:
+                    out[i] = one
+                    break
+            at = (at + 1) & mask
 
 
 @kernel(numba.void(NAMES))

@@ -20,6 +20,7 @@ from headrace.streams.batch import Column
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, Field
 from headrace.streams.expressions import Col, Expression, Scope, Type, parts
+from headrace.streams.memory import Memory
 from headrace.streams.plans import Declaration, Plan
 from headrace.streams.results import WindowSet
 from headrace.streams.windows import Window
@@ -135,9 +136,14 @@ def sources(features: type[Features]) -> list[Stream]:
     return list(found.values())
 
 
-def operator(features: type[Features]) -> FeatureSet | WindowSet:
-    """The operator of a feature set: features as of each event, or the results of its window."""
-    return FeatureSet(features) if declaration(features).window is None else WindowSet(features)
+def operator(features: type[Features], memory: Memory | None = None) -> FeatureSet | WindowSet:
+    """The operator of a feature set: features as of each event, or the results of its window.
+
+    memory: the bound that its hot state shares with others'; None: none
+    """
+    if declaration(features).window is None:
+        return FeatureSet(features, memory)
+    return WindowSet(features, memory)
 
 
 def _by(by: str | tuple[str, ...] | Expression | None) -> dict[str, Expression]:

@@ -29,6 +29,7 @@ from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.index import Ints, decoded
 from headrace.streams.jsonrows import joined, printed
+from headrace.streams.memory import Memory, Residence
 from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.tables import nothing
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
@@ -36,6 +37,8 @@ from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 _FACTS = struct.Struct(">qqq?q?")
 _NUMBER = struct.Struct(">q")
 _NEVER = -1
+_WINDOW_BYTES = 500
+"""Of an open window, as Python's objects."""
 _NO_START = kernels.INT_MIN
 """The start of the last N events; sliding windows of early 1970 begin before it, so that 0 will not do."""
 
@@ -93,10 +96,14 @@ class WindowSet:
     It appends a record for each row to `features.<Set>`, keyed by the entity: {<by>, "start", "end",
     "revision", "final", <public features>}. `early` on the class adds rows with `"final": false` as event
     time passes its multiples, for open windows that have changed. Results of `last_n(n, every=k)` come with
-    the events and have no start. Nothing is added to the stream's own rows.
+    the events and have no start. Nothing is added to the stream's own rows. All its state is hot: a window that no
+    event touches still ends.
     """
 
-    def __init__(self, features: Declared) -> None:
+    clean = False
+
+    def __init__(self, features: Declared, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory()
         plan = Plan(features._declaration)
         self.declared = plan.declared
         self.name = plan.name
@@ -115,6 +122,7 @@ class WindowSet:
         self.clear()
 
     def clear(self) -> None:
+        self._memory.leave(self)
         self.entities.clear()
         for table in self._plan.tables.values():
             table.clear()
@@ -431,6 +439,22 @@ class WindowSet:
             self.entities.release(gone)
         return found
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is held, about."""
+        return self._plan.size + self.entities.size + _WINDOW_BYTES * len(self._windows)
+
+    @property
+    def residence(self) -> Residence:
+        """What is hot: everything."""
+        return Residence(self.size, self.entities.used)
+
+    def kept(self) -> None:
+        self._memory.settle(self)
+
+    def shrink(self, size: int) -> None:
+        """Nothing can leave."""
+
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         rest = []
         for key, value in rows:
@@ -440,7 +464,7 @@ class WindowSet:
                 self._restore(_Window(slot, number, *_FACTS.unpack(value)))
             else:
                 rest.append((key, value))
-        self._plan.load(rest)
+        self._plan.load(rest, self.entities)
         for mine in self._sessions.values():
             mine.sort(key=lambda window: window.start)
 

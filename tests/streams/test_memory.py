@@ -1,0 +1,206 @@
+"""Hot state is a cache above the store: bounded, filled when an entity comes, and never to be seen in a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headrace.streams import aggregations as agg
+from headrace.streams import asof, hotset, index
+from headrace.streams.asof import FeatureSet
+from headrace.streams.errors import DeclarationError
+from headrace.streams.expressions import Expression, col
+from headrace.streams.features import Features, operator
+from headrace.streams.memory import SHARE_KEPT, Memory, parse_size
+from headrace.streams.spans import Spans
+from headrace.streams.store import MemoryStore, RocksStore, Store
+from headrace.streams.tables import ENTITY, entities_of, entity_keys, entity_of
+from headrace.streams.task import Task
+from headrace.streams.windows import last_n, session
+
+from .stage import Stage, moment
+from .test_bounds import Visit, feature_set, folds
+
+ROOM = 40_000
+"""Bytes for some 70 of the entities of these tests."""
+
+
+def visited(features: dict[str, Expression], bound: int | None, store: Store | None = None) -> tuple[Stage, FeatureSet]:
+    """A stage of one feature set with a bound, on a store of its own or on this one."""
+    memory = Memory(bound)
+    made: list[Any] = []
+
+    def operators() -> list[Any]:
+        step = feature_set(features)
+        assert isinstance(step, FeatureSet)
+        again = FeatureSet(Declared(step), memory)
+        made[:] = [again]
+        return [again]
+
+    stage = Stage([Visit], operators)
+    if store is not None:
+        stage.task = Task("stage", 0, stage.task.inputs, operators(), store, stage.task.changelog)
+        stage.task.resume()
+    return stage, made[0]
+
+
+class Declared:
+    """The declaration of a set that is there."""
+
+    def __init__(self, step: FeatureSet) -> None:
+        self._declaration = step.declared
+
+
+def visit(stage: Stage, key: int | str, second: float, page: str = "/") -> None:
+    stage.publish(Visit, {"who": str(key), "n": int(second) % 7, "page": page, "at": moment(second)})
+
+
+def come(stage: Stage, keys: Sequence[int], begin: float = 0.0, every: float = 0.01) -> None:
+    for n, key in enumerate(keys):
+        visit(stage, key, begin + n * every)
+    stage.drain((20,))
+
+
+def test_no_more_is_hot_than_the_bound_and_a_batch_and_who_came_last_stays() -> None:
+    stage, step = visited({"n": agg.count(), "k": agg.distinct(col.page)}, ROOM)
+    most = 0
+    for begin in range(0, 2_000, 20):
+        come(stage, range(begin, begin + 20), begin)
+        most = max(most, step.residence.size)
+    assert most <= ROOM
+    assert step.residence.evictions > 1_000
+    assert 10 < step.residence.entities < 400
+    before = step.residence.misses
+    come(stage, range(1_990, 2_000), 2_000)
+    assert step.residence.misses == before, "those that came last are hot"
+    come(stage, range(10), 2_001)
+    assert step.residence.misses == before + 10, "those that came first are read again"
+    assert [record.value for record in stage.made("features.Per")[-1:]] == [
+        b'{"id":"visits-0-2019","who":"9","at":"2023-11-14T22:46:41.090000Z","n":2,"k":1}'
+    ]
+
+
+def test_a_start_reads_no_entity_before_it_comes(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    stage, _ = visited({"n": agg.count("1h"), "s": agg.count(session("10s"))}, None, store)
+    come(stage, range(300))
+    again, step = visited({"n": agg.count("1h"), "s": agg.count(session("10s"))}, None, store)
+    again.log = stage.log
+    assert step.residence.entities == 0
+    come(again, range(7, 9), 5)
+    assert (step.residence.entities, step.residence.misses) == (2, 2)
+    assert [b'"n":2,"s":2}' in (r.value or b"") for r in again.made("features.Per")] == [True, True]
+    assert {row["entity"]["who"] for row in step.told(10**16)} == {str(n) for n in range(300)}, "all are told"
+    assert step.residence.entities == 2
+    store.close()
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is looked through early, and keys are idle as soon as their windows and lateness are over."""
+    monkeypatch.setattr(index, "SWEEP_FROM", 32)
+    monkeypatch.setattr(hotset, "SWEPT_AT_LEAST", 8)
+    monkeypatch.setattr(asof, "WAKE", 0)
+
+
+def rows(stage: Stage) -> dict[bytes, bytes]:
+    held: dict[bytes, bytes] = {}
+    for key, value in stage.changelog:
+        held.pop(key, None)
+        if value is not None:
+            held[key] = value
+    return held
+
+
+@pytest.mark.usefixtures("looking")
+def test_idle_entities_leave_the_store_too() -> None:
+    for kind in ("10s", session("5s")):
+        stage, step = visited(folds(kind), 1)
+        for begin in range(0, 3_000, 20):
+            come(stage, range(begin, begin + 20), begin)
+        prefix = b"Per\x00" + ENTITY
+        entities = {entity_of(key[4:])[0] for key in rows(stage) if key.startswith(prefix)}
+        assert len(entities) < 300, "of 3,000 that came, those of the last windows, and some not looked at yet"
+        texts = [key for key in rows(stage) if b"/text-" in key]
+        assert len(texts) < 300
+        assert step.residence.entities == 0
+        stage.restart()
+        come(stage, range(2_999, 3_000), 2_985)
+        assert b'"n":2,' in (stage.made("features.Per")[-1].value or b""), "others stay"
+
+
+@pytest.mark.usefixtures("looking")
+def test_texts_of_cold_entities_stay_while_those_of_no_pane_are_forgotten() -> None:
+    stage, _ = visited({"page": agg.last(col.page), "two": agg.first(col.page, last_n(2))}, 1)
+    visit(stage, "old", 0, "/old")
+    for n in range(1_000):
+        visit(stage, "new", n, f"/{n}")
+        if n % 20 == 0:
+            stage.drain((20,))
+    texts = [key for key in rows(stage) if b"/text-" in key]
+    assert len(texts) < 300
+    stage.restart()
+    visit(stage, "old", 1_000, "/x")
+    stage.drain()
+    assert b'"page":"/x","two":"/old"' in (stage.made("features.Per")[-1].value or b"")
+
+
+def test_several_sets_share_one_bound_and_the_largest_gives_way() -> None:
+    class Small(Features, of=Visit, by="page"):
+        n = agg.count()
+
+    class Large(Features, of=Visit, by="who"):
+        n = agg.count()
+        k = agg.distinct(col.n)
+
+    memory = Memory(ROOM)
+    steps = [operator(Small, memory), operator(Large, memory)]
+    stage = Stage([Visit], lambda: list(steps))
+    come(stage, range(2_000))
+    assert memory.size <= ROOM
+    assert [step.residence.evictions > 0 for step in steps] == [False, True]
+    assert steps[1].residence.size > ROOM * SHARE_KEPT / 4
+    stage.task.close()
+    assert memory.size == 0, "a task that is gone holds nothing"
+
+
+def test_an_entity_whose_name_begins_another_has_rows_of_its_own() -> None:
+    names = Spans.of([b"c1", b"c10", b"", b"\x00[1,2]", b"c1\x00\x00"])
+    keys = [bytes(key or b"") for key in entity_keys(names)]
+    store = MemoryStore()
+    store.write([(key + b"12345678" + bytes([n]), b"%d" % n) for n, key in enumerate(keys)])
+    found = store.many(keys)
+    assert found.counts == [1] * 5
+    assert found.values == [b"0", b"1", b"2", b"3", b"4"]
+    whole = Spans.of([key + b"rest" for key in keys])
+    entities, rests = entities_of(whole)
+    assert list(entities) == list(names)
+    assert set(rests) == {b"rest"}
+    assert [entity_of(key)[0] for key in keys] == list(names)
+
+
+def test_both_stores_give_the_rows_of_many_prefixes_alike(tmp_path: Path) -> None:
+    held = [(b"a\x00%03d" % n, b"%d" % n) for n in range(50)] + [(b"b", b"b")]
+    asked = [b"a\x0001", b"a\x009", b"a\x00049", b"a", b"", b"b", b"zz"]
+    stores: list[Store] = [MemoryStore(), RocksStore(tmp_path)]
+    found = []
+    for store in stores:
+        store.write(held)
+        found.append((store.many(asked), list(store.rows(b"a\x00", b"047")), list(store.rows(b"b", b"c"))))
+        store.close()
+    assert found[0] == found[1]
+    assert found[0][0].counts == [10, 0, 1, 50, 51, 1, 0]
+    assert found[0][1:] == ([(b"047", b"47"), (b"048", b"48"), (b"049", b"49")], [])
+
+
+@pytest.mark.parametrize(("text", "size"), [("512MB", 512 << 20), ("1.5 gb", 3 << 29), ("4096", 4096), ("1kb", 1024)])
+def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-1GB", "12PB", "1 2GB"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(DeclarationError, match="is not a size of memory: write"):
+        parse_size(text)
