@@ -104,6 +104,53 @@ def _hash(data: Any, start: Any, length: Any) -> Any:
     return (h ^ (h >> 31)) & 0x7FFFFFFF
 
 
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, _INTS))
+def hashes(data: Any, start: Any, length: Any, out: Any) -> None:
+    for i in range(len(start)):
+        out[i] = int(_hash(data, start[i], length[i]))
+
+
+BLOCK = 64
+"""Bytes of a line of the processor's cache, in which all bits of one hash lie."""
+
+
+@part
+def _mixed(h: Any) -> Any:
+    """31 other bits; every product fits int64, so that plain Python computes the same."""
+    h = ((h ^ (h >> 16)) & 0x7FFFFFFF) * 0x45D9F3B
+    h = ((h ^ (h >> 16)) & 0x7FFFFFFF) * 0x2C1B3C6D
+    return (h ^ (h >> 31)) & 0x7FFFFFFF
+
+
+@kernel(numba.void(_INTS, _OUT))
+def note(hashes: Any, bits: Any) -> None:
+    """Sets the six bits of each hash."""
+    blocks = len(bits) // BLOCK
+    for i in range(len(hashes)):
+        block, h = hashes[i] % blocks * BLOCK, hashes[i]
+        for _ in range(2):
+            h = _mixed(h + 1)
+            for k in range(3):
+                bit = (h >> (9 * k)) & 511
+                bits[block + (bit >> 3)] |= 1 << (bit & 7)
+
+
+@kernel(numba.void(_INTS, _OUT, _OUT))
+def noted(hashes: Any, bits: Any, out: Any) -> None:
+    """Sets out to 1 where all bits of the hash are set."""
+    blocks = len(bits) // BLOCK
+    for i in range(len(hashes)):
+        block, h, every = hashes[i] % blocks * BLOCK, hashes[i], True
+        for _ in range(2):
+            h = _mixed(h + 1)
+            for k in range(3):
+                bit = (h >> (9 * k)) & 511
+                if int(bits[block + (bit >> 3)]) & (1 << (bit & 7)) == 0:
+                    every = False
+        if every:
+            out[i] = 1
+
+
 @kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, NAMES, _INTS))
 def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
     """The number of each string, given to those that are new; UNKNOWN where it is missing. There is room for all."""

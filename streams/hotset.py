@@ -14,6 +14,7 @@ import numpy as np
 from headrace.streams import index as numbering
 from headrace.streams.batch import Changes, Rows
 from headrace.streams.expressions import Expression
+from headrace.streams.filter import Filter
 from headrace.streams.index import Ints, grown_to
 from headrace.streams.memory import Memory, Residence
 from headrace.streams.plans import Plan, index, numbered
@@ -21,6 +22,8 @@ from headrace.streams.spans import Spans
 from headrace.streams.store import Shelf
 from headrace.streams.tables import ENTITY, entities_of, entity_keys, entity_of
 
+SWEPT_AN_EVENT = 2
+"""Entities that the sweep looks at for each event: more than can come with it, so that it ends."""
 SWEPT_AT_LEAST = 64
 """Entities that a step of the sweep looks at; fewer are not worth its looking at all that is hot."""
 SWEPT_AT_MOST = 10_000
@@ -45,7 +48,8 @@ class _Read:
 class HotSet:
     """The entities of a plan, by number, hot ones alone.
 
-    whole: whether all entities there are are hot: then nothing need be looked for in the store
+    whole: whether all entities there are are hot: then nothing need be looked for in the store; else a filter knows
+           most of those that are not there, once all that are have passed by
     """
 
     def __init__(self, plan: Plan, memory: Memory | None) -> None:
@@ -71,6 +75,8 @@ class HotSet:
         self._turn, self._turns = 0, np.zeros(64, np.int64)
         self._gone: set[bytes] = set()
         self._cursor: bytes | None = None
+        self._known: Filter | None = Filter()
+        self._knowing = Filter()
         self._born = self._counted = self._met = self._due = 0
 
     def attach(self, shelf: Shelf) -> None:
@@ -78,6 +84,8 @@ class HotSet:
         self._shelf = shelf
         self._plan.attach(shelf)
         self._whole(next(shelf.rows(ENTITY), None) is None)
+        if not self.whole:
+            self._known = None
 
     def _whole(self, whole: bool) -> None:
         self.whole = whole
@@ -87,7 +95,9 @@ class HotSet:
     @property
     def size(self) -> int:
         """Bytes of all that is hot, about."""
-        return self._plan.size + self.entities.size + self._turns.nbytes + numbering.VALUE_BYTES * len(self._gone)
+        filters = self._knowing.size + (self._known.size if self._known is not None else 0)
+        beside = self._turns.nbytes + numbering.VALUE_BYTES * len(self._gone) + filters
+        return self._plan.size + self.entities.size + beside
 
     @property
     def residence(self) -> Residence:
@@ -116,6 +126,10 @@ class HotSet:
             here = [name not in self._gone for name in names]
             self._born += len(fresh) - sum(here)
             fresh = fresh[here]
+        if self._known is not None:
+            may = self._known.may_hold(self.entities.spans(fresh))
+            self._born += len(fresh) - int(np.count_nonzero(may))
+            fresh = fresh[may]
         self.told.misses += len(fresh)
         keys = [key or b"" for key in entity_keys(self.entities.spans(fresh))]
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -154,6 +168,11 @@ class HotSet:
             self.told.evictions += count
 
     def _evict(self, slots: Ints) -> None:
+        names = self.entities.spans(slots)
+        if self._known is not None:
+            self._known.note(names)
+        if self._cursor is not None:
+            self._knowing.note(names)
         self._plan.evict(slots)
         self.entities.release(slots)
 
@@ -162,13 +181,14 @@ class HotSet:
     def _sweep(self, events: int, horizon: int, found: Changes) -> None:
         """Once as many entities have come as there were, look at all that the store has, a few for each event."""
         if self._cursor is None:
-            grown = self._plan.forgets and self._born >= self._counted + numbering.SWEEP_FROM
+            of_use = self._plan.forgets or self._known is None
+            grown = of_use and self._born >= self._counted + numbering.SWEEP_FROM
             if not (grown or any(table.crowded for table in self._plan.tables.values())):
                 return
             self._cursor, self._met, self._born, self._due = b"", 0, 0, 0
             for table in self._plan.tables.values():
                 table.mark()
-        self._due += events
+        self._due += SWEPT_AN_EVENT * events
         if self._due < max(SWEPT_AT_LEAST, self.entities.used // 8):
             return
         read, self._due = self._read(self._cursor, min(self._due, SWEPT_AT_MOST)), 0
@@ -179,7 +199,7 @@ class HotSet:
         self._met += len(read.names) - int(np.count_nonzero(idle))
         self._cursor = read.after
         if self._cursor is None:
-            self._counted = self._met
+            self._counted, self._known, self._knowing = self._met, self._knowing, Filter()
             for table in self._plan.tables.values():
                 table.unmarked(found)
 

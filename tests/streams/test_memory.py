@@ -13,6 +13,7 @@ from headrace.streams.asof import FeatureSet
 from headrace.streams.errors import DeclarationError
 from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, operator
+from headrace.streams.filter import Filter
 from headrace.streams.memory import SHARE_KEPT, Memory, parse_size
 from headrace.streams.spans import Spans
 from headrace.streams.store import MemoryStore, RocksStore, Store
@@ -44,6 +45,15 @@ def visited(features: dict[str, Expression], bound: int | None, store: Store | N
         stage.task = Task("stage", 0, stage.task.inputs, operators(), store, stage.task.changelog)
         stage.task.resume()
     return stage, made[0]
+
+
+def again(stage: Stage, features: dict[str, Expression]) -> tuple[Stage, FeatureSet]:
+    """The same after a restart."""
+    store = MemoryStore()
+    store.write(stage.changelog)
+    other, step = visited(features, 1, store)
+    other.log = stage.log
+    return other, step
 
 
 class Declared:
@@ -95,6 +105,33 @@ def test_a_start_reads_no_entity_before_it_comes(tmp_path: Path) -> None:
     assert {row["entity"]["who"] for row in step.told(10**16)} == {str(n) for n in range(300)}, "all are told"
     assert step.residence.entities == 2
     store.close()
+
+
+@pytest.mark.usefixtures("looking")
+def test_who_was_never_there_is_not_looked_for() -> None:
+    stage, step = visited({"n": agg.count()}, 1)
+    come(stage, range(1_000))
+    new = step.residence.misses
+    assert new < 50, "a filter knows that they are new"
+    come(stage, range(500), 12)
+    assert step.residence.misses >= new + 500
+    stage, step = again(stage, {"n": agg.count()})
+    come(stage, range(2_000, 2_400), 20)
+    old = step.residence.misses
+    assert old > 30, "a start knows nobody"
+    come(stage, range(3_000, 5_000), 30)
+    assert step.residence.misses < old + 1_400, "and everybody once it has looked"
+    assert all(b'"n":1}' in (r.value or b"") for r in stage.made("features.Per"))
+
+
+def test_a_filter_holds_all_that_was_noted_and_little_else() -> None:
+    held, made = Filter(), [b"%d" % n for n in range(60_000)]
+    for begin in range(0, 40_000, 7_000):
+        held.note(Spans.of(made[begin : min(begin + 7_000, 40_000)]))
+    found = held.may_hold(Spans.of(made))
+    assert found[:40_000].all()
+    assert found[40_000:].mean() < 0.02
+    assert held.size < 2 * 40_000 * 2
 
 
 @pytest.fixture
