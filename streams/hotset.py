@@ -73,7 +73,6 @@ class HotSet:
         self._whole(True)
         self.clean = False
         self._turn, self._turns = 0, np.zeros(64, np.int64)
-        self._gone: set[bytes] = set()
         self._cursor: bytes | None = None
         self._known: Filter | None = Filter()
         self._knowing = Filter()
@@ -96,8 +95,7 @@ class HotSet:
     def size(self) -> int:
         """Bytes of all that is hot, about."""
         filters = self._knowing.size + (self._known.size if self._known is not None else 0)
-        beside = self._turns.nbytes + numbering.VALUE_BYTES * len(self._gone) + filters
-        return self._plan.size + self.entities.size + beside
+        return self._plan.size + self.entities.size + self._turns.nbytes + filters
 
     @property
     def residence(self) -> Residence:
@@ -121,11 +119,6 @@ class HotSet:
         if self.whole or self._shelf is None:
             self._born += len(fresh)
             return
-        if self._gone:  # the store knows them still, until what made them go is committed
-            names = self.entities.spans(fresh)
-            here = [name not in self._gone for name in names]
-            self._born += len(fresh) - sum(here)
-            fresh = fresh[here]
         if self._known is not None:
             may = self._known.may_hold(self.entities.spans(fresh))
             self._born += len(fresh) - int(np.count_nonzero(may))
@@ -147,14 +140,13 @@ class HotSet:
             self._sweep(events, horizon, found)
 
     def _forget(self, slots: Ints, found: Changes) -> None:
-        if not self.whole:
-            self._gone.update(name or b"" for name in self.entities.spans(slots))
+        # Until this is committed the store has their rows still, and who comes again reads them: rows that are idle, of
+        # which no event reads anything.
         self._plan.forget(slots, found)
         self.entities.release(slots)
 
     def kept(self) -> None:
         """What `changes` told is in the store: memory may be given back."""
-        self._gone.clear()
         self.clean = self._shelf is not None
         self._memory.settle(self)
 
@@ -194,8 +186,10 @@ class HotSet:
         read, self._due = self._read(self._cursor, min(self._due, SWEPT_AT_MOST)), 0
         cold = self._take(read)
         idle = self._plan.idle(horizon, cold)
-        self._evict(cold[~idle])
-        self._forget(cold[idle], found)
+        if not idle.all():
+            self._evict(cold[~idle])
+        if idle.any():
+            self._forget(cold[idle], found)
         self._met += len(read.names) - int(np.count_nonzero(idle))
         self._cursor = read.after
         if self._cursor is None:
@@ -230,7 +224,7 @@ class HotSet:
     def _take(self, read: _Read) -> Ints:
         """The numbers of those that were not hot, and are now."""
         known = self.entities.known(read.names)
-        cold = (known < 0) & ~np.array([name in self._gone for name in read.names], np.bool_)
+        cold = known < 0
         names = [name for name, is_cold in zip(read.names, cold.tolist(), strict=True) if is_cold]
         slots = self.entities.encoded_numbers(names)
         self.entities.fresh()

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.streams.errors import DeclarationError
+from headrace.streams.errors import BadSetting
 
 DEFAULT = "1GB"
 """A worker's bound where none is set: its tasks beside a few others on a machine of 4 GB."""
@@ -27,11 +27,11 @@ def parse_size(text: str) -> int:
     >>> parse_size("512MB")
     536870912
 
-    Raises DeclarationError where the text is not a number with B, KB, MB, GB or TB (each 1,024 times the one before).
+    Raises BadSetting where the text is not a number with B, KB, MB, GB or TB (each 1,024 times the one before).
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?B)?", text.strip().upper())
     if found is None or not float(found[1]):
-        raise DeclarationError(f'{text!r} is not a size of memory: write "512MB" or "2GB"')
+        raise BadSetting(f'{text!r} is not a size of memory: write "512MB" or "2GB"')
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
