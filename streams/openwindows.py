@@ -65,6 +65,11 @@ class OpenWindows:
     def used(self) -> int:
         return int(self.all.counters[USED])
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return sum(column.nbytes for column in self.all)
+
     def here(self) -> Ints:
         """Every window that is."""
         return np.flatnonzero(self.all.flags[: self.used] & DEAD == 0)

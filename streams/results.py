@@ -26,6 +26,7 @@ from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.index import Ints
 from headrace.streams.jsonrows import Piece, digits, joined, printed
+from headrace.streams.memory import Memory, Residence
 from headrace.streams.openwindows import OpenWindows
 from headrace.streams.plans import PUBLISHED, TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.spans import Spans
@@ -78,14 +79,17 @@ class WindowSet:
     "revision", "final", <public features>}. `early` on the class adds rows with `"final": false` as event
     time passes its multiples, for open windows that have changed. Results of `last_n(n, every=k)` come with
     the events and have no start. With `where` only rows of which it is true are published. Nothing is added to
-    the stream's own rows.
+    the stream's own rows. All its state is hot: a window that no event touches still ends.
 
     With clock="published" windows are of the times at which events were published, where none of them goes back:
     the greatest so far in the partition. So no event that the task takes is late, the results are a function of the
     log, and a window closes with the next event that was published after its end.
     """
 
-    def __init__(self, features: Declared) -> None:
+    clean = False
+
+    def __init__(self, features: Declared, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory()
         plan = Plan(features._declaration)
         self.declared = plan.declared
         self.name = plan.name
@@ -115,6 +119,7 @@ class WindowSet:
         return list(of.values()) if of.keys() == self._plan.streams.keys() else []
 
     def clear(self) -> None:
+        self._memory.leave(self)
         self.entities.clear()
         for table in self._plan.tables.values():
             table.clear()
@@ -435,6 +440,22 @@ class WindowSet:
             self.entities.release(gone)
         return found
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is held, about."""
+        return self._plan.size + self.entities.size + self._windows.size
+
+    @property
+    def residence(self) -> Residence:
+        """What is hot: everything."""
+        return Residence(self.size, self.entities.used)
+
+    def kept(self) -> None:
+        self._memory.settle(self)
+
+    def shrink(self, size: int) -> None:
+        """Nothing can leave."""
+
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         mine, rest = [], []
         for key, value in rows:
@@ -446,7 +467,7 @@ class WindowSet:
             else:
                 rest.append((key, value))
         self._windows.load(mine, self.entities)
-        self._plan.load(rest)
+        self._plan.load(rest, self.entities)
         for table in self._implying:
             slots, numbers, _ = table.panes()
             self._windows.take(np.zeros(len(slots), np.int64), slots, numbers, *self._step)
