@@ -29,7 +29,7 @@ from headrace.streams.jsonrows import Piece, digits, joined, printed
 from headrace.streams.openwindows import OpenWindows
 from headrace.streams.plans import PUBLISHED, TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.spans import Spans
-from headrace.streams.tables import nothing
+from headrace.streams.tables import Table, nothing
 from headrace.streams.windowkernels import BACK, CLOSED, SHOWN, WHOLE
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 from numpy.typing import NDArray
@@ -102,8 +102,16 @@ class WindowSet:
         self._prefix = f"{self.name}/windows".encode() + b"\x00"
         self._clock_key = f"{self.name}/clock".encode() + b"\x00"
         linger, endless = max(self._late.values()), isinstance(self._window, LastN)
-        self._windows = OpenWindows(self._prefix, self._gap, linger, endless)
+        self._implying = self._tables_of_all()
+        self._windows = OpenWindows(self._prefix, self._gap, linger, endless, bool(self._implying))
         self.clear()
+
+    def _tables_of_all(self) -> list[Table]:
+        """Tables in which every tumbling or sliding window has a pane in one or another; none where there are none."""
+        if not isinstance(self._window, Tumbling | Sliding):
+            return []
+        of = {self._plan.inputs[n][0].name: t for n, t in self._plan.tables.items() if self._plan.inputs[n][1] is None}
+        return list(of.values()) if of.keys() == self._plan.streams.keys() else []
 
     def clear(self) -> None:
         self.entities.clear()
@@ -438,6 +446,9 @@ class WindowSet:
                 rest.append((key, value))
         self._windows.load(mine, self.entities)
         self._plan.load(rest)
+        for table in self._implying:
+            slots, numbers, _ = table.panes()
+            self._windows.take(np.zeros(len(slots), np.int64), slots, numbers, *self._step)
 
 
 def _all(events: dict[str, _Taken], name: str) -> Ints:
