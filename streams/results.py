@@ -80,8 +80,9 @@ class WindowSet:
     the events and have no start. With `where` only rows of which it is true are published. Nothing is added to
     the stream's own rows.
 
-    With clock="published" windows are of the times at which events were published, where one of them never goes
-    back: the greatest so far in its partition. So no event is late, and the results are a function of the log.
+    With clock="published" windows are of the times at which events were published, where none of them goes back:
+    the greatest so far in the partition. So no event that the task takes is late, the results are a function of the
+    log, and a window closes with the next event that was published after its end.
     """
 
     def __init__(self, features: Declared) -> None:
