@@ -144,7 +144,7 @@ def run(
 @pytest.mark.parametrize("order", [Order, TaggedOrder])
 @pytest.mark.parametrize("always", [False, True], ids=["", "packed and swept at every commit"])
 def test_outcomes_by_columns_are_those_of_one_event_at_a_time(order: type[Event], always: bool) -> None:
-    @settings(derandomize=True, max_examples=40, deadline=None)
+    @settings(derandomize=True, max_examples=25, deadline=None)
     @given(
         trade(),
         st.sampled_from([["who"], ["who", "item"], ["item", "size"]]),
