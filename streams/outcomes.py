@@ -251,7 +251,8 @@ class Match:
         at, lines = found
         if not len(at):
             return Derived(stream, side, at, time, {})
-        columns = self._rows.fields(self._waiting.rows(lines))
+        # A copy: what later operators publish of it is read when the rows here have been packed.
+        columns = self._rows.fields(self._waiting.rows(lines).packed())
         columns["~offset"] = self._waiting.offset[lines]
         columns["~time"] = self._lines.time[lines]
         return Derived(stream, side, at, time, columns)

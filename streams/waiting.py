@@ -17,6 +17,9 @@ ROW = 64
 PACK_FROM = 65_536
 """Bytes of removed rows that are let lie; then as many as of the others, so that packing costs a constant share."""
 
+SPARE = 65_536
+"""Bytes of a buffer that are not worth giving back."""
+
 LOADED_AT_ONCE = 10_000
 """Rows of state that are taken together: as Python's objects they take several times the room."""
 
@@ -124,7 +127,7 @@ class Waiting:
         size = int(end[-1]) if len(end) else 0
         # In the same buffer, from its begin on, and so without a place that is still to be read: memory that is asked
         # for anew costs more than the copy. Of a buffer that has become far too large it is the other way round.
-        data = self._data if len(self._data) <= 8 * size + PACK_FROM else np.empty(2 * size + 1024, np.uint8)
+        data = self._data if len(self._data) <= 8 * size + SPARE else np.empty(2 * size + 1024, np.uint8)
         bytekernels.gather(self._data, self._start[kept], length, data, end - length)
         room = max(64, 2 * len(kept))
         self.offset, self._start, self._length = (

@@ -173,7 +173,7 @@ def test_predictions_by_columns_have_the_bytes_of_those_made_one_at_a_time(learn
     columns = [(f"Customer.{name}", name) for name in names]
     known = [{name: float(i % 3) for name in names if name != "country"} for i in range(7)]
 
-    @settings(derandomize=True, max_examples=40, deadline=None)
+    @settings(derandomize=True, max_examples=25, deadline=None)
     @given(st.data(), st.integers(1, 30))
     def check(data: st.DataObject, rows: int) -> None:
         def drawn(values: st.SearchStrategy[Any]) -> list[Any]:

@@ -47,7 +47,7 @@ def test_entities_by_columns_are_those_of_the_values(features: type[Features]) -
     plan = Plan(declaration(features))
     by = plan.declared.by
 
-    @settings(derandomize=True, max_examples=60, deadline=None)
+    @settings(derandomize=True, max_examples=30, deadline=None)
     @given(st.data(), st.integers(1, 20), st.booleans())
     def check(data: st.DataObject, count: int, bare: bool) -> None:
         def drawn(values: list[Any]) -> list[Any]:
