@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from headrace.models import artifacts
+from headrace.models import artifacts, kstest
 from headrace.models import judgekernels as kernels
 from headrace.models.maturity import MatureRows
 from headrace.models.model import Model
@@ -176,7 +176,10 @@ class _Watched:
         count = kernels.means(given(values), self.watch.mean_of, self.held, shown, rows)
         self.counted |= len(values) > 0
         for row, value in zip(rows[:count].tolist(), shown[:count].tolist(), strict=True):
-            self.detector.update(bool(value) if self.watch.binary else value)
+            if type(self.detector) is river_drift.KSWIN:
+                kstest.update(self.detector, value)
+            else:
+                self.detector.update(bool(value) if self.watch.binary else value)
             self.moved = True
             if self.detector.drift_detected:
                 yield row, value
