@@ -25,9 +25,7 @@ from headrace.streams.tables import ENTITY, entities_of, entity_keys, entity_of
 SWEPT_AN_EVENT = 2
 """Entities that the sweep looks at for each event: more than can come with it, so that it ends."""
 SWEPT_AT_LEAST = 64
-"""Entities that a step of the sweep looks at; fewer are not worth its looking at all that is hot."""
-SWEPT_AT_MOST = 10_000
-"""Of one step: they are in memory together."""
+"""Entities that a step of the sweep looks at; fewer are not worth a step."""
 
 
 @dataclass(slots=True)
@@ -35,11 +33,13 @@ class _Read:
     """Entities as the store has them, in the order of their keys.
 
     counts: rows of each
+    rests:  of the keys, behind the entity
     after:  where the next entity's rows begin; None at the end
     """
 
     names: list[bytes]
     counts: Ints
+    keys: list[bytes]
     rests: Spans
     values: Spans
     after: bytes | None
@@ -70,6 +70,7 @@ class HotSet:
         for sessions in self._plan.sessions.values():
             sessions.clear()
         self._shelf: Shelf | None = None
+        self._aside: Plan | None = None
         self._whole(True)
         self.clean = False
         self._turn, self._turns = 0, np.zeros(64, np.int64)
@@ -181,21 +182,47 @@ class HotSet:
             for table in self._plan.tables.values():
                 table.mark()
         self._due += SWEPT_AN_EVENT * events
-        if self._due < max(SWEPT_AT_LEAST, self.entities.used // 8):
+        if self._due < SWEPT_AT_LEAST:
             return
-        read, self._due = self._read(self._cursor, min(self._due, SWEPT_AT_MOST)), 0
-        cold = self._take(read)
-        idle = self._plan.idle(horizon, cold)
-        if not idle.all():
-            self._evict(cold[~idle])
-        if idle.any():
-            self._forget(cold[idle], found)
-        self._met += len(read.names) - int(np.count_nonzero(idle))
+        read, self._due = self._read(self._cursor, self._due), 0
+        self._met += len(read.names) - self._judge(read, horizon, found)
         self._cursor = read.after
         if self._cursor is None:
             self._counted, self._known, self._knowing = self._met, self._knowing, Filter()
             for table in self._plan.tables.values():
                 table.unmarked(found)
+
+    def _judge(self, read: _Read, horizon: int, found: Changes) -> int:
+        """Forgets those of the store that are idle and not hot, and notes the others; how many were forgotten.
+
+        They are looked at aside: to take them among those that are hot, and away again, would cost as much as all of
+        these.
+        """
+        if self._aside is None:
+            self._aside = Plan(self._plan.declared)
+            self._apart = index(self._aside)
+            for table in self._aside.tables.values():
+                table.seal(self._apart)
+        cold = self.entities.known(read.names) < 0
+        names = Spans.of(read.names).take(cold)
+        rows = np.flatnonzero(np.repeat(cold, read.counts))
+        if not len(rows):
+            return 0
+        slots, owners = self._apart.encoded_numbers(names), np.repeat(np.arange(len(names)), read.counts[cold])
+        self._aside.take(slots[owners], read.rests.take(rows), read.values.take(rows))
+        idle = self._aside.idle(horizon, slots)
+        for name, table in self._aside.tables.items():
+            owner, _, cells = table.panes()
+            live = np.ones(len(self._apart), np.bool_)
+            live[slots[idle]] = False
+            self._plan.tables[name].mark_held(cells[live[owner]])
+            table.clear()
+            if name in self._aside.sessions:
+                self._aside.sessions[name].clear()
+        self._apart.clear()
+        self._knowing.note(names.take(~idle))
+        found += [(read.keys[row], None) for row in rows[idle[owners]].tolist()]
+        return int(np.count_nonzero(idle))
 
     def _read(self, begin: bytes, most: int) -> _Read:
         """The next entities of the store."""
@@ -219,7 +246,7 @@ class HotSet:
             keys.append(key)
             values.append(value)
         _, rests = entities_of(Spans.of(keys))
-        return _Read(names, np.array(counts, np.int64), rests, Spans.of(values), after)
+        return _Read(names, np.array(counts, np.int64), keys, rests, Spans.of(values), after)
 
     def _take(self, read: _Read) -> Ints:
         """The numbers of those that were not hot, and are now."""

@@ -426,20 +426,21 @@ class Table:
         return any(index.crowded for index in self.texts.values())
 
     def mark(self) -> None:
-        """Begins to mark the texts of the panes that leave for the store."""
+        """Begins to mark the texts of panes: of those that leave for the store, and of those that `mark_held` tells."""
         self._marks = {content: np.zeros(len(index), np.bool_) for content, index in self.texts.items()}
 
-    def _mark(self, cells: Ints) -> None:
-        assert self._marks is not None
-        for content, marked in self._marks.items():
+    def mark_held(self, cells: Ints) -> None:
+        """Marks the texts of panes."""
+        marks = self._marks or {}
+        for content, marked in marks.items():
             if len(marked) < len(self.texts[content]):
-                marked = self._marks[content] = grown_to(marked, 2 * len(self.texts[content]))
+                marked = marks[content] = grown_to(marked, 2 * len(self.texts[content]))
             marked[self._codes(content, cells)] = True
 
     def unmarked(self, into: Changes) -> None:
-        """Drops the texts of no pane, now that each pane of the store has come and left again since `mark`."""
+        """Drops the texts of no pane, now that each pane of the store has been told or has left for it since `mark`."""
         if self._marks is not None:
-            self._mark(self.panes()[2])
+            self.mark_held(self.panes()[2])
             for content, marked in self._marks.items():
                 self._forget_texts(content, np.flatnonzero(marked[: len(self.texts[content])]), into)
             self._marks = None
@@ -468,7 +469,7 @@ class Table:
             owners, _, cells = self.panes()
             mine = np.zeros(len(self.entities), np.bool_)
             mine[slots] = True
-            self._mark(cells[mine[owners]])
+            self.mark_held(cells[mine[owners]])
         kernels.evict(slots, self._state)
         if self._keyed:
             self._cut_entries(self._entries_of(slots))
