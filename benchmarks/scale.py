@@ -221,6 +221,14 @@ def measured(keys: Sequence[int], counts: Sequence[int], bound: str, events: int
     return found
 
 
+def listed(rows: dict[str, Any]) -> list[Row]:
+    """A row for each point, by its name."""
+    by_keys = [{"name": f"{r['keys']:,} keys, {r['features']} features", **r} for r in rows["by_keys"]]
+    by_features = [{"name": f"{r['features']} features, {r['keys']:,} keys", **r} for r in rows["by_features"]]
+    start = {"name": f"a start with {rows['restart']['keys']:,} keys on disk", **rows["restart"]}
+    return [{**row, "guarantee": "exactly once"} for row in (*by_keys, *by_features, start)]
+
+
 def draw(rows: dict[str, Any], where: Path) -> None:
     by_keys, by_features = rows["by_keys"], rows["by_features"]
     bound = by_keys[0]["bound"]
@@ -259,7 +267,7 @@ def main() -> int:
     events = EVENTS // 5 if chosen.quick else EVENTS
     rows = measured(keys, FEATURES[:3] if chosen.quick else FEATURES, chosen.bound, events)
     versions = {name: version(name) for name in ("numpy", "numba", "rocksdict", "orjson", "msgspec")}
-    told = {"machine": here, "versions": {"python": platform.python_version(), **versions}, "rows": rows}
+    told = {"machine": here, "versions": {"python": platform.python_version(), **versions}, "rows": listed(rows)}
     chosen.out.mkdir(parents=True, exist_ok=True)
     chosen.out.joinpath("scale.json").write_text(json.dumps(told, indent=1) + "\n")
     draw(rows, chosen.out)
