@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from headrace.streams.membership import SESSION
 
 from benchmarks import gaps, recovery, window
 from benchmarks.figures import local_broker
+from benchmarks.peers.__main__ import compared
+from benchmarks.peers.engines import ENGINES
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -34,3 +38,12 @@ def test_only_the_partitions_of_a_worker_that_is_killed_stand_still() -> None:
         figures = {figure.name: figure.median for figure in thread.submit(gaps.measure, 1, *few).result()}
     killed = "local broker, a worker is killed"
     assert figures[f"{killed}, longest"] > 1000 * SESSION / 2 > figures[f"{killed}, median"]
+
+
+def test_engines_of_the_window_job_are_judged_on_apache_kafka() -> None:
+    # Two of them, for the others take minutes to fetch; what they tell is checked in it.
+    two = [replace(engine, warm_up=0.0) for engine in ENGINES[:2]]
+    with ThreadPoolExecutor(1) as thread:
+        rows = thread.submit(lambda: asyncio.run(compared(two, 100_000, 10.0))).result()
+    assert [row.engine.name for row in rows] == ["Headrace", "Kafka Streams"]
+    assert all(row.span.events_per_s > 0 for row in rows)
