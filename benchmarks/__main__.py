@@ -1,6 +1,7 @@
 """`make bench`, or `python -m benchmarks [--only NAME] [--repeats N] [--json FILE]`: the figures, each with its spread.
 
-Beside these, `make bench-broker` measures the local broker, and `python benchmarks/features.py` features.
+Beside these, `make bench-broker` measures the local broker, `python benchmarks/features.py` features, and
+`python -m benchmarks.scale` what an event costs against the number of keys and of features.
 """
 
 from __future__ import annotations

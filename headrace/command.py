@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from headrace.streams.errors import CannotGoOn, HeadraceError
+from headrace.streams.memory import DEFAULT
 from headrace.supervisor import FINAL
 
 app = typer.Typer(
@@ -172,6 +173,14 @@ def worker(
     metrics_host: Annotated[
         str, typer.Option(help="where metrics are served, to everyone who reaches it: they want no token")
     ] = "127.0.0.1",
+    state_memory: Annotated[
+        str,
+        typer.Option(
+            envvar="HEADRACE_STATE_MEMORY",
+            help="of hot state, shared by its tasks (512MB, 2GB); what is beyond is read from the disk when it comes",
+            metavar="SIZE",
+        ),
+    ] = DEFAULT,
 ) -> None:
     """Run a worker of a program against a broker. Started several times, workers share the tasks."""
     from headrace.program import load
@@ -190,7 +199,15 @@ def worker(
     folder = data or home() / load(program).name
     try:
         port, other = metrics_port or METRICS_PORT, metrics_port is None
-        run_worker(program, str(address), folder, metrics_port=port, metrics_host=metrics_host, other_port=other)
+        run_worker(
+            program,
+            str(address),
+            folder,
+            metrics_port=port,
+            metrics_host=metrics_host,
+            other_port=other,
+            state_memory=state_memory,
+        )
     except CannotGoOn as error:
         say.print(f"headrace: {error}", markup=False)
         raise typer.Exit(FINAL) from error

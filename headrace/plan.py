@@ -37,10 +37,12 @@ from headrace.streams.features import (
 from headrace.streams.inputs import WAKE, Input, Source
 from headrace.streams.jsoncodec import codec
 from headrace.streams.log import Partition
+from headrace.streams.memory import Memory
 from headrace.streams.outcomecolumns import OutcomeCodec, OutcomeColumns
 from headrace.streams.outcomes import Match, Outcome, Settle
 from headrace.streams.runner import TOMBSTONES_KEPT, Follow
 from headrace.streams.store import Store
+from headrace.streams.tables import LAYOUT
 from headrace.streams.task import Task
 from headrace.streams.topics import Kind, Processor, Topic
 
@@ -184,8 +186,12 @@ def model_columns(model: Model) -> list[tuple[str, str]]:
     return [(column, name) for name, column in found.items()]
 
 
-def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
+def stages(
+    app: App, now: Callable[[], float] = time.time, memory: Memory | None = None
+) -> tuple[Stage, ...]:
     """The stages of an application, upstream first. now: seconds since 1970, by which latencies are told.
+
+    memory: the bound that the hot state of all tasks shares; None: none
 
     Raises DeclarationError where they cannot be laid out.
     """
@@ -198,10 +204,10 @@ def stages(app: App, now: Callable[[], float] = time.time) -> tuple[Stage, ...]:
     for main in mains:
         here = [s for s in sets if declaration(s).of.name == main]
         if main not in known:
-            made.append(_derived_stage(app, main, here))
+            made.append(_derived_stage(app, main, here, memory))
             continue
         scored = [m for m in models if m.on.contract.topic == main]
-        made.append(_event_stage(app, known, main, here, scored, refused_by, now))
+        made.append(_event_stage(app, known, main, here, scored, refused_by, now, memory))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
     if app.guarantee == "at_least_once":
         # What this application reads itself stays in the transaction: its state and its models are exact either way.
@@ -218,6 +224,7 @@ def _event_stage(
     models: list[Model],
     refused_by: dict[str, str],
     now: Callable[[], float],
+    memory: Memory | None,
 ) -> Stage:
     """Features, predictions and outcomes of one topic's events, in one task a partition."""
     outcomes = _outcomes(models, sets)
@@ -239,7 +246,7 @@ def _event_stage(
 
     def build(number: int, store: Store) -> tuple[Task, list[Follow]]:
         operators: list[Operator] = [Match(o) for o in outcomes]
-        operators += [operator(s) for s in sets]
+        operators += [operator(s, memory) for s in sets]
         follows = []
         for model in models:
             scorer = Scorer(model, model_columns(model), baselines(model), now)
@@ -261,7 +268,7 @@ def _event_stage(
     return Stage(main, group, app.partitions, tuple(inputs), tuple(outputs), build)
 
 
-def _derived_stage(app: App, main: str, sets: list[type[Features]]) -> Stage:
+def _derived_stage(app: App, main: str, sets: list[type[Features]], memory: Memory | None) -> Stage:
     """Feature sets over what another set publishes, in one task a partition."""
     said = declaration(sets[0])
     above, stream = upstream(sets[0]), said.of
@@ -276,7 +283,7 @@ def _derived_stage(app: App, main: str, sets: list[type[Features]]) -> Stage:
         changelog = Partition(f"{group}.changelog", number)
         program = _program([above, *sets], [], [])
         read = [Input(source, Partition(main, number))]
-        return Task(main, number, read, [operator(s) for s in sets], store, changelog, program), []
+        return Task(main, number, read, [operator(s, memory) for s in sets], store, changelog, program), []
 
     return Stage(main, group, app.partitions, (main,), tuple(outputs), build)
 
@@ -382,7 +389,7 @@ def _source(event: type[Event], keyless: bool, refusing: bool, windowed: bool) -
 
 def _program(sets: list[type[Features]], outcomes: list[Outcome], models: list[Model]) -> str:
     """A fingerprint of what shapes the state: another one's state is refused."""
-    parts = []
+    parts = [f"layout {LAYOUT}"] if sets else []
     for one in sets:
         said = declaration(one)
         shape = [f"{n}={e}" for part in (said.by, said.features) for n, e in part.items()]

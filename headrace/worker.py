@@ -36,6 +36,7 @@ from headrace.streams.fleet import Fleet
 from headrace.streams.inputs import MAX_BUFFERED_BYTES, MAX_BUFFERED_ROWS
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.membership import Membership
+from headrace.streams.memory import DEFAULT, Memory, parse_size
 from headrace.streams.parent import watch_parent
 from headrace.streams.slots import Slot
 from headrace.streams.workers import TOPIC, WorkerStatus
@@ -47,6 +48,9 @@ with warnings.catch_warnings():
     from mode import Service
 
 logger = logging.getLogger("headrace.worker")
+
+STATE_MEMORY = "HEADRACE_STATE_MEMORY"
+"""Where a worker that a stack starts finds its bound of hot state."""
 
 METRICS_PORT = 9464
 """Where a worker's metrics are by custom."""
@@ -90,6 +94,13 @@ HERE = Gauge(
 LAG = _gauge("lag", "Rows of the inputs that are published and not yet taken")
 BUFFERED = _gauge("buffered_rows", "Rows waiting in the fullest partition, bounded by max_buffered_rows", "topic")
 WATERMARK = _gauge("watermark_seconds", "The task's watermark")
+RESIDENCE = {
+    "size": _gauge("state_bytes", "Bytes of hot state, about; those of all tasks together bounded by state_memory"),
+    "entities": _gauge("state_entities", "Entities whose state is hot"),
+    "hits": _gauge("state_hits", "Rows whose entity was hot"),
+    "misses": _gauge("state_misses", "Entities looked for in the store"),
+    "evictions": _gauge("state_evictions", "Entities left to the store, for want of memory"),
+}
 BOUNDS = {
     "max_batch_rows": runner.MAX_BATCH_ROWS,
     "fetch_rows": runner.FETCH_ROWS,
@@ -120,13 +131,22 @@ class Worker(Service):
 
     mundane_level = "debug"
 
-    def __init__(self, app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
+    def __init__(
+        self,
+        app: App,
+        broker: str,
+        data: Path,
+        metrics_url: str = "",
+        program: str = "",
+        memory: Memory | None = None,
+    ) -> None:
         super().__init__()
         self._app = app
         self._program = program
         self._broker = parse_address(broker)
         self._data = data
         self._metrics = metrics_url
+        self._memory = memory
         self._id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._began = int(time.time() * 1000)
         self._fleet: Fleet
@@ -137,7 +157,7 @@ class Worker(Service):
         await ensure_topics(self._broker, [*app.topics(), TOPIC])
         slot = self._slot = Slot(self._data)
         log = self._log = KafkaLog(self._broker, client_id=client)
-        stages = plan.stages(app)
+        stages = plan.stages(app, memory=self._memory)
 
         def joined(member: str) -> None:
             slot.member = member
@@ -242,12 +262,14 @@ class Worker(Service):
         )
 
 
-async def serve(app: App, broker: str, data: Path, metrics_url: str = "", program: str = "") -> None:
+async def serve(
+    app: App, broker: str, data: Path, metrics_url: str = "", program: str = "", memory: Memory | None = None
+) -> None:
     """Run a worker until SIGTERM or SIGINT, or until a task or a part of it fails for good: then its error is raised.
 
     The first signal ends it in order, the second at once: what is open is aborted by whoever takes over.
     """
-    worker, stopping = Worker(app, broker, data, metrics_url, program), asyncio.Event()
+    worker, stopping = Worker(app, broker, data, metrics_url, program, memory), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -281,7 +303,7 @@ def _report(fleet: Fleet) -> None:
         for name, gauge in COUNTS.items():
             gauge.labels(task, str(number)).set(getattr(progress, name))
     # What a task left behind here would stand for ever, beside what its new owner tells.
-    for gauge in (HERE, LAG, WATERMARK, BUFFERED):
+    for gauge in (HERE, LAG, WATERMARK, BUFFERED, *RESIDENCE.values()):
         gauge.clear()
     for told in fleet.statuses():
         HERE.labels(told.stage, str(told.partition), told.state).set(1)
@@ -290,6 +312,9 @@ def _report(fleet: Fleet) -> None:
         label = (r.task.name, str(r.task.number))
         LAG.labels(*label).set(r.lag)
         WATERMARK.labels(*label).set(r.task.merge.watermark / 1e6)
+        residence = r.task.residence
+        for name, gauge in RESIDENCE.items():
+            gauge.labels(*label).set(getattr(residence, name))
         for source in r.task.inputs:
             place = (r.task.name, source.partition.topic)
             fullest[place] = max(fullest.get(place, 0), source.buffered)
@@ -318,12 +343,17 @@ def run(
     metrics_port: int = 0,
     metrics_host: str = metrics.LOOPBACK,
     other_port: bool = False,
+    state_memory: str = DEFAULT,
 ) -> None:
     """The life of a worker process.
 
     metrics_port: 0 for none
     other_port:   whether another one will do where that is taken
+    state_memory: the bound of hot state that its tasks share, such as "512MB". What a batch touches lies beside it; so
+                  do, as yet, what waits for its outcome and what is learnt. Windows that are open, and sessions whose
+                  results are published, count and stay, for they end without an event
     """
+    memory = Memory(parse_size(state_memory))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     # While the log is away aiokafka says so ten times a second; what matters of it the worker says itself.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -333,7 +363,7 @@ def run(
     warm_up()
     url = ""
     if metrics_port:
-        metrics.describe_process(REGISTRY, "worker", BOUNDS)
+        metrics.describe_process(REGISTRY, "worker", BOUNDS | {"state_memory": memory.limit or 0})
         served = metrics.serve(REGISTRY, metrics_port, metrics_host, or_other=other_port)
         # Listening everywhere is no address: others reach it by this machine's name.
         there = socket.gethostname() if metrics_host == "0.0.0.0" else metrics_host
@@ -345,9 +375,9 @@ def run(
     try:
         import uvloop
 
-        uvloop.run(serve(app, broker, data, url, app_program))
+        uvloop.run(serve(app, broker, data, url, app_program, memory))
     except ImportError:
-        asyncio.run(serve(app, broker, data, url, app_program))
+        asyncio.run(serve(app, broker, data, url, app_program, memory))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -357,9 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--parent-fd", type=int)
     parser.add_argument("--metrics-port", type=int, default=0)
+    parser.add_argument("--state-memory", default=os.environ.get(STATE_MEMORY) or DEFAULT, metavar="SIZE")
     options = parser.parse_args(arguments)
+    memory = options.state_memory
     try:
-        run(options.program, options.broker, options.data, options.parent_fd, options.metrics_port)
+        run(
+            options.program, options.broker, options.data, options.parent_fd, options.metrics_port, state_memory=memory
+        )
     except HeadraceError as error:
         print(f"worker stopped: {error}", file=sys.stderr, flush=True)
         return FINAL if isinstance(error, CannotGoOn) else 1

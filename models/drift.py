@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from headrace.models import artifacts, kswin
+from headrace.models import artifacts, kstest
 from headrace.models import judgekernels as kernels
 from headrace.models.maturity import MatureRows
 from headrace.models.model import Model
@@ -176,8 +176,8 @@ class _Watched:
         count = kernels.means(given(values), self.watch.mean_of, self.held, shown, rows)
         self.counted |= len(values) > 0
         for row, value in zip(rows[:count].tolist(), shown[:count].tolist(), strict=True):
-            if self.watch.kind == "KSWIN":
-                kswin.update(self.detector, value)
+            if type(self.detector) is river_drift.KSWIN:
+                kstest.update(self.detector, value)
             else:
                 self.detector.update(bool(value) if self.watch.binary else value)
             self.moved = True

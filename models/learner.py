@@ -92,7 +92,7 @@ class Learner:
         count, size = sum(map(len, self._fresh)), sum(part.size for part in self._fresh)
         first = self.tally.learnt - count
         if len(self._rows) + count > SNAPSHOT_EVERY or self._rows_size + size > self._snapshot_size:
-            snapshot = artifacts.dump(self.estimator)
+            snapshot = artifacts.dump(self._river) if self._twin is None else self._twin.dump()
             changes: Changes = [(_SNAPSHOT, snapshot), *((key, None) for key in self._rows)]
             self._rows, self._rows_size, self._snapshot_size = [], 0, len(snapshot)
         else:

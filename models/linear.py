@@ -67,7 +67,7 @@ class Twin:
         self._room = np.zeros(len(self.names))
         self._model = artifacts.dump(model)  # last: what is not covered may be large
         self._moved = False
-        self._begun: bytes | None = None
+        self._written: Any = None
 
     def predict_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of True, float64[n]. x: float64[n, features], NaN where one is missing."""
@@ -98,16 +98,18 @@ class Twin:
 
     def river(self) -> Any:
         """The estimator as river has it, in this state; a new one each time."""
+        return pickle.loads(self.dump())
+
+    def dump(self) -> bytes:
+        """That estimator, as `artifacts.dump` makes it bytes."""
         if not self._moved:
-            return pickle.loads(self._model)
-        if self._begun is None:
-            model = pickle.loads(self._model)
+            return self._model
+        if self._written is None:
+            self._written = pickle.loads(self._model)
             # Makes what river makes when it first learns. All numbers are written over.
-            model.learn_one({}, False)
-            self._begun = artifacts.dump(model)
-        model = pickle.loads(self._begun)
-        _write(_Parts.of(model), self.names, self._cells, self._held)
-        return model
+            self._written.learn_one({}, False)
+        _write(_Parts.of(self._written), self.names, self._cells, self._held)
+        return artifacts.dump(self._written)
 
 
 def twin(estimator: Any, names: Sequence[str]) -> Twin | None:

@@ -9,12 +9,15 @@ import numpy as np
 from headrace.streams import kernels
 from headrace.streams.batch import NEVER, Batch, Block, Changes, Column, Fields, Outputs, Rows, texts_of
 from headrace.streams.expressions import Col, Type, canonical, evaluate
+from headrace.streams.hotset import HotSet
 from headrace.streams.index import Ints
 from headrace.streams.inputs import WAKE
 from headrace.streams.jsonrows import Piece, event_ids, joined, printed, record_keys, written
-from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
+from headrace.streams.memory import Memory, Residence
+from headrace.streams.plans import TOLD_AT_ONCE, Declared, Plan, entity, result, taken, told
 from headrace.streams.resultrows import missing
 from headrace.streams.spans import Spans
+from headrace.streams.store import Shelf
 from headrace.streams.tables import Table, nothing
 
 
@@ -24,24 +27,30 @@ class FeatureSet:
     It adds a column `Set.feature` for each feature to the rows of its stream, and appends one record a row, of those
     that hold `where`, to `features.<Set>`, keyed as the event: {"id", <by>, "at", <public features>}. An entity that
     has been idle for longer than every window of the set, lateness and `WAKE` is forgotten; what is folded for all
-    time, or over the last events, stays.
+    time, or over the last events, stays. Once memory is short, entities leave for the store and come back from it when
+    they come again.
     """
 
-    def __init__(self, features: Declared) -> None:
+    def __init__(self, features: Declared, memory: Memory | None = None) -> None:
         plan = self._plan = Plan(features._declaration)
         self.declared = plan.declared
         self.name = plan.name
         self.types = plan.types
-        self.entities = index(plan)
         self._tables = plan.tables
         self._inputs = plan.inputs
         self._reads = plan.reads
-        for table in self._tables.values():
-            table.seal(self.entities)
+        self._hot = HotSet(plan, memory)
+        self.entities = self._hot.entities
         self._topic = f"features.{self.name}"
         self._published = self.declared.public if self.declared.publish else []
         self._behind = max(source.lateness for source in plan.streams.values()) + WAKE
         self._watermark = NEVER
+        self._events = 0
+
+    @property
+    def residence(self) -> Residence:
+        """What is hot."""
+        return self._hot.residence
 
     @property
     def ignored(self) -> int:
@@ -52,6 +61,7 @@ class FeatureSet:
     def process(self, batch: Batch, out: Outputs) -> None:
         streams = {name: rows for name, rows in batch.streams.items() if len(rows)}
         main = streams.get(self.declared.of.name)
+        self._events += len(batch)
         if len(batch):
             self._watermark = max(self._watermark, int(batch.watermark[-1]))
         known: dict[str, Column] = {}
@@ -61,7 +71,7 @@ class FeatureSet:
             source = self._inputs[name][0].name
             for wanted in (source, self.declared.of.name):
                 if wanted in streams and wanted not in slots:
-                    slots[wanted] = numbered(self.entities, self.declared.by_in(wanted), streams[wanted])
+                    slots[wanted] = self._hot.numbers(self.declared.by_in(wanted), streams[wanted])
             self._advance(name, table, batch, streams.get(source), main, slots, inputs.get(source, {}), known)
         if main is not None:
             self._add_columns(main, known)
@@ -145,24 +155,25 @@ class FeatureSet:
         found: Changes = []
         for table in self._tables.values():
             table.changes(found)
-        if self.entities.crowded:
-            idle = self._plan.idle(self._watermark - self._behind, len(self.entities))
-            gone = self.entities.unused(np.flatnonzero(~idle))
-            self._plan.forget(gone, found)
-            self.entities.release(gone)
+        self._hot.changes(self._events, self._watermark - self._behind, found)
+        self._events = 0
         return found
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        self._plan.load(rows)
+        self._plan.load(rows, self.entities)
+
+    def attach(self, shelf: Shelf) -> None:
+        self._hot.attach(shelf)
+
+    def kept(self) -> None:
+        self._hot.kept()
 
     def told(self, at: int) -> Iterator[dict[str, Any]]:
         """Each entity with its features as of a time, without an event of its own then.
 
         Where a feature needs the event at hand, the aggregates that it is made of are told instead.
         """
-        numbers = np.array(self.entities.in_use(), np.int64)
-        for begin in range(0, len(numbers), TOLD_AT_ONCE):
-            slots = numbers[begin : begin + TOLD_AT_ONCE]
+        for slots in self._hot.every(TOLD_AT_ONCE):
             known: dict[str, Column] = {}
             for name, table in self._tables.items():
                 sessions = self._plan.sessions.get(name)
@@ -180,11 +191,8 @@ class FeatureSet:
 
     def clear(self) -> None:
         self._watermark = NEVER
-        self.entities.clear()
-        for table in self._tables.values():
-            table.clear()
-        for sessions in self._plan.sessions.values():
-            sessions.clear()
+        self._events = 0
+        self._hot.clear()
 
 
 _NONE = np.zeros(0, np.int64)

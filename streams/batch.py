@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from headrace.streams.spans import Spans
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headrace.streams.memory import Residence
+    from headrace.streams.store import Shelf
 
 Column = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.object_]
 """One field over rows. int, datetime (microseconds): int64. bool: bool. float, and int, datetime and bool that may
@@ -189,6 +193,23 @@ class Operator(Protocol):
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
 
     def clear(self) -> None: ...
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """An operator that begins with the rows of the store, read when they are needed, in place of `load` of them all."""
+
+    def attach(self, shelf: Shelf) -> None: ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """An operator that tells of its hot state, and may give some back. kept: all it told as changes is in the store."""
+
+    @property
+    def residence(self) -> Residence: ...
+
+    def kept(self) -> None: ...
 
 
 @runtime_checkable

@@ -49,6 +49,19 @@ def gather(data: Any, start: Any, length: Any, out: Any, out_start: Any) -> None
         copy(data, start[i], length[i], out, out_start[i])
 
 
+@kernel(numba.void(BYTES_GIVEN, _INTS, numba.int64, _INTS))
+def numbers(data: Any, start: Any, width: Any, out: Any) -> None:
+    """Signed integers of so many bytes, eight at most, the most significant first."""
+    for i in range(len(start)):
+        p = start[i]
+        value = int(data[p])
+        if value >= 128:  # so that plain Python, whose integers have no end, computes the same
+            value -= 256
+        for x in range(p + 1, p + width):
+            value = value * 256 + int(data[x])
+        out[i] = value
+
+
 @kernel(numba.void(BYTES_GIVEN, BYTES_GIVEN, _INTS, _INTS, _OUT, _INTS))
 def put(literal: Any, data: Any, start: Any, length: Any, out: Any, at: Any) -> None:
     """Appends a literal and a string to each row. at: where the rows end so far; it moves on."""
@@ -158,6 +171,53 @@ def _hash(data: Any, start: Any, length: Any) -> Any:
     return (h ^ (h >> 31)) & 0x7FFFFFFF
 
 
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, _INTS))
+def hashes(data: Any, start: Any, length: Any, out: Any) -> None:
+    for i in range(len(start)):
+        out[i] = int(_hash(data, start[i], length[i]))
+
+
+BLOCK = 64
+"""Bytes of a line of the processor's cache, in which all bits of one hash lie."""
+
+
+@part
+def _mixed(h: Any) -> Any:
+    """31 other bits; every product fits int64, so that plain Python computes the same."""
+    h = ((h ^ (h >> 16)) & 0x7FFFFFFF) * 0x45D9F3B
+    h = ((h ^ (h >> 16)) & 0x7FFFFFFF) * 0x2C1B3C6D
+    return (h ^ (h >> 31)) & 0x7FFFFFFF
+
+
+@kernel(numba.void(_INTS, _OUT))
+def note(hashes: Any, bits: Any) -> None:
+    """Sets the six bits of each hash."""
+    blocks = len(bits) // BLOCK
+    for i in range(len(hashes)):
+        block, h = hashes[i] % blocks * BLOCK, hashes[i]
+        for _ in range(2):
+            h = _mixed(h + 1)
+            for k in range(3):
+                bit = (h >> (9 * k)) & 511
+                bits[block + (bit >> 3)] |= 1 << (bit & 7)
+
+
+@kernel(numba.void(_INTS, _OUT, _OUT))
+def noted(hashes: Any, bits: Any, out: Any) -> None:
+    """Sets out to 1 where all bits of the hash are set."""
+    blocks = len(bits) // BLOCK
+    for i in range(len(hashes)):
+        block, h, every = hashes[i] % blocks * BLOCK, hashes[i], True
+        for _ in range(2):
+            h = _mixed(h + 1)
+            for k in range(3):
+                bit = (h >> (9 * k)) & 511
+                if int(bits[block + (bit >> 3)]) & (1 << (bit & 7)) == 0:
+                    every = False
+        if every:
+            out[i] = 1
+
+
 @kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, NAMES, _INTS))
 def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
     """The number of each string, given to those that are new; UNKNOWN where it is missing. There is room for all."""
@@ -194,6 +254,29 @@ def number(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
             names.hash[found], names.start[found], names.length[found] = h, q, size
             names.buckets[at] = found + 1
         out[i] = found
+
+
+@kernel(numba.void(BYTES_GIVEN, _INTS, _INTS, NAMES, _INTS))
+def find(data: Any, start: Any, length: Any, names: Any, out: Any) -> None:
+    """The number of each string; -1 where it has none."""
+    mask = len(names.buckets) - 1
+    for i in range(len(start)):
+        size, p = length[i], start[i]
+        h = int(_hash(data, p, size))
+        at = h & mask
+        out[i] = -1
+        while names.buckets[at] != 0:
+            one = names.buckets[at] - 1
+            if names.hash[one] == h and names.length[one] == size:
+                q, same = names.start[one], True
+                for x in range(size):
+                    if names.arena[q + x] != data[p + x]:
+                        same = False
+                        break
+                if same:
+                    out[i] = one
+                    break
+            at = (at + 1) & mask
 
 
 @kernel(numba.void(NAMES))

@@ -25,7 +25,7 @@ import numpy as np
 from headrace.streams.aggregations import Stream
 from headrace.streams.codecs import Decoded
 from headrace.streams.durations import text
-from headrace.streams.errors import DeclarationError
+from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event, Field
 from headrace.streams.jsoncodec import codec
 from headrace.streams.plans import PUBLISHED, Declaration, Plan
@@ -73,9 +73,13 @@ def rows_of(declared: Declaration, origin: object) -> Stream:
 
 
 class RowCodec:
-    """Decodes the rows of a set into columns, and their times. They are our own, and without an event's keys."""
+    """Decodes the rows of a set into columns, and their times. They are our own, and without an event's keys.
+
+    Raises InvalidEvent where a row cannot be taken: results that are left out would make all that follows wrong.
+    """
 
     def __init__(self, stream: Stream, declared: Declaration) -> None:
+        self._name = stream.name
         self._codec = codec(_event(stream, declared))
         self._before = 1 if isinstance(declared.window, Tumbling | Sliding) else 0
 
@@ -83,7 +87,14 @@ class RowCodec:
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None], published: NDArray[np.int64]
     ) -> Decoded:
         found = self._codec.decode(values, missing(len(values)), published)
-        return Decoded(found.rows, found.fields, found.time - self._before, found.refused)
+        if found.refused:
+            at, error = found.refused[0]
+            row = (values[at] or b"")[:200]
+            raise InvalidEvent(
+                f"{self._name} holds a row that no set can be of ({error.reason}): {row!r}. Mend the set that "
+                f"publishes it, and begin anew with `headrace reset PROGRAM`"
+            )
+        return Decoded(found.rows, found.fields, found.time - self._before, [])
 
 
 _HINTS: Mapping[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "time": datetime, "object": object}

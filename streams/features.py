@@ -26,6 +26,7 @@ from headrace.streams.derived import rows_of
 from headrace.streams.errors import DeclarationError
 from headrace.streams.event import Event, Field
 from headrace.streams.expressions import Col, Expression, Scope, Type, parts
+from headrace.streams.memory import Memory
 from headrace.streams.plans import Declaration, Plan
 from headrace.streams.results import WindowSet
 from headrace.streams.windows import Window
@@ -161,9 +162,14 @@ def upstream(features: type[Features]) -> type[Features] | None:
     return _set_of(declaration(features).of)
 
 
-def operator(features: type[Features]) -> FeatureSet | WindowSet:
-    """The operator of a feature set: features as of each event, or the results of its window."""
-    return FeatureSet(features) if declaration(features).window is None else WindowSet(features)
+def operator(features: type[Features], memory: Memory | None = None) -> FeatureSet | WindowSet:
+    """The operator of a feature set: features as of each event, or the results of its window.
+
+    memory: the bound that its hot state shares with others'; None: none
+    """
+    if declaration(features).window is None:
+        return FeatureSet(features, memory)
+    return WindowSet(features, memory)
 
 
 By = str | tuple[str, ...] | Expression

@@ -22,6 +22,12 @@ SWEEP_FROM = 1024
 as many as it kept, so that looking costs a constant share of taking in, and at most about half is unused."""
 
 
+VALUE_BYTES = 250
+"""Bytes of a value of Python's with its number, about: what is held is bounded by a sum of such guesses."""
+
+_NONE = np.zeros(0, np.int64)
+
+
 class Index:
     """Numbers values of any kind. told: keep what `fresh` tells."""
 
@@ -80,9 +86,9 @@ class Index:
     def number(self, value: object) -> int:
         return self._numbers[value]
 
-    def encoded_numbers(self, texts: Sequence[bytes]) -> Ints:
-        """The numbers of values as `encoded` writes them."""
-        return self.numbers([decoded(text) for text in texts])
+    def encoded_numbers(self, texts: Sequence[bytes | None]) -> Ints:
+        """The numbers of values as `encoded` writes them, none of them missing."""
+        return self.numbers([decoded(text or b"") for text in texts])
 
     def value(self, number: int) -> object:
         """The value that a number stands for."""
@@ -92,6 +98,11 @@ class Index:
         """The numbers that stand for a value."""
         free = set(self._free)
         return [number for number in range(len(self.met)) if number not in free]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return VALUE_BYTES * self.used
 
     def fresh(self) -> list[int]:
         """The numbers given since this was last asked."""
@@ -105,6 +116,10 @@ class Index:
         idle[used] = False
         idle[self._free] = False
         return np.flatnonzero(idle)
+
+    def known(self, texts: Sequence[bytes]) -> Ints:
+        """The numbers of values as `encoded` writes them; -1 of those it does not know."""
+        return np.array([self._numbers.get(decoded(text), -1) for text in texts], np.int64)
 
     def release(self, numbers: Ints) -> None:
         """Forgets the values of these numbers."""
@@ -135,9 +150,10 @@ class Index:
 
 
 class Names:
-    """Numbers texts."""
+    """Numbers texts. told: keep what `fresh` tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: bool = False) -> None:
+        self._told = told
         self.clear()
 
     def clear(self) -> None:
@@ -151,9 +167,15 @@ class Names:
             counters=np.zeros(3, np.int64),
         )
         self._kept = 0
+        self._fresh: list[Ints] = []
 
     def __len__(self) -> int:
         return int(self._state.counters[bytekernels.USED])
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return 32 * len(self) + int(self._state.counters[bytekernels.BYTES]) + 8 * len(self._state.buckets)
 
     @property
     def used(self) -> int:
@@ -169,19 +191,39 @@ class Names:
             values = Spans.of([None if value is None else encoded(value) for value in values])
         self._reserve(len(values), values.size)
         found = np.empty(len(values), np.int64)
+        used, free, _ = self._state.counters.tolist()
         bytekernels.number(values.data, values.start, values.length, self._state, found)
+        if self._told:
+            used_now, free_now, _ = self._state.counters.tolist()
+            if used_now > used or free_now < free:
+                self._fresh += [np.arange(used, used_now), self._state.free[free_now:free].copy()]
+        return found
+
+    def fresh(self) -> Ints:
+        """The numbers given since this was last asked."""
+        given = np.concatenate([_NONE, *self._fresh])
+        self._fresh.clear()
+        return given
+
+    def known(self, texts: Sequence[bytes]) -> Ints:
+        """The numbers of texts; -1 of those it does not know."""
+        spans = Spans.of(texts)
+        found = np.empty(len(spans), np.int64)
+        bytekernels.find(spans.data, spans.start, spans.length, self._state, found)
         return found
 
     def number(self, value: object) -> int:
         return int(self.numbers([value])[0])
 
-    def encoded_numbers(self, texts: Sequence[bytes]) -> Ints:
+    def encoded_numbers(self, texts: Sequence[bytes | None]) -> Ints:
+        """The numbers of texts as `encoded` writes them, none of them missing."""
         return self.numbers(Spans.of(texts))
 
     def value(self, number: int) -> object:
         return decoded(self.encoded(number))
 
     def encoded(self, number: int) -> bytes:
+        """The text as bytes that `decoded` reads."""
         start, length = int(self._state.start[number]), int(self._state.length[number])
         found: bytes = self._state.arena[start : start + length].tobytes()
         return found
@@ -206,7 +248,7 @@ class Names:
         state.free[free : free + len(numbers)] = numbers
         state.counters[bytekernels.FREE] += len(numbers)
         self._kept = self.used
-        here = np.array(self.in_use(), np.int64)
+        here = np.flatnonzero(state.length[: len(self)] >= 0)
         kept = self.spans(here).packed()
         state.start[here] = kept.start
         state.counters[bytekernels.BYTES] = len(kept.data)

@@ -381,6 +381,50 @@ def drop(slots: Any, numbers: Any, state: Any) -> None:
         _drop(slots[i], numbers[i], state)
 
 
+@kernel(numba.void(numba.int64[::1], STATE))
+def forget(slots: Any, state: Any) -> None:
+    """Deletes every pane of these entities."""
+    for i in range(len(slots)):
+        row = state.head[slots[i]]
+        state.head[slots[i]] = -1
+        while row >= 0:
+            _touch(row, state)
+            state.flag[row] |= DEAD
+            row = state.prev[row]
+
+
+@kernel(numba.void(numba.int64[::1], STATE))
+def evict(slots: Any, state: Any) -> None:
+    """Leaves the panes of these entities, none of them touched, to the store: their rows are free."""
+    for i in range(len(slots)):
+        row = state.head[slots[i]]
+        state.head[slots[i]] = -1
+        while row >= 0:
+            state.free[state.counters[FREE]] = row
+            state.counters[FREE] += 1
+            row = state.prev[row]
+
+
+@kernel(numba.void(numba.int64[::1], numba.int64[:, ::1], PLAN, STATE))
+def admit(slots: Any, panes: Any, plan: Any, state: Any) -> None:
+    """Takes committed panes, each its number and its cells, into the chains of their entities, which lack them."""
+    pane, prev = state.pane, state.prev
+    for i in range(len(slots)):
+        number, newest = panes[i, 0], state.head[slots[i]]
+        row = _new_row(slots[i], number, plan.init, state)
+        for c in range(len(plan.init)):
+            state.cells[row, c] = panes[i, 1 + c]
+        if newest < 0 or pane[newest] < number:
+            prev[row] = newest
+            state.head[slots[i]] = row
+        else:
+            after = newest
+            while prev[after] >= 0 and pane[prev[after]] > number:
+                after = prev[after]
+            prev[row] = prev[after]
+            prev[after] = row
+
+
 @part
 def _hash(slot: Any, number: Any, acc: Any, value: Any) -> Any:
     """31 bits of an entry's key; every product fits int64, so that plain Python computes the same."""
@@ -423,20 +467,32 @@ def _touch_entry(e: Any, state: Any) -> None:
 def reindex(plan: Any, state: Any) -> None:
     """Fills empty buckets with the entries, and links those of each pane."""
     mask = len(state.buckets) - 1
-    entries = state.entries
     for a in range(len(plan.spec)):
         if plan.spec[a, 0] >= FIRST_SKETCH:
             for row in range(state.counters[USED]):
                 state.cells[row, plan.spec[a, 2]] = 0
     for e in range(state.counters[ENTRIES]):
-        at = _hash(entries[e, 0], entries[e, 1], entries[e, 2], entries[e, 3]) & mask
-        while state.buckets[at] != 0:
-            at = (at + 1) & mask
-        state.buckets[at] = e + 1
-        if plan.spec[entries[e, 2], 0] >= FIRST_SKETCH:
-            row = _find(entries[e, 0], entries[e, 1], state)
-            if row >= 0:
-                _link(e, row, plan.spec[entries[e, 2], 2], state)
+        _file(e, mask, plan, state)
+
+
+@kernel(numba.void(numba.int64, PLAN, STATE))
+def admit_entries(begin: Any, plan: Any, state: Any) -> None:
+    """Fills buckets with the entries from one on, and links those of each pane."""
+    for e in range(begin, state.counters[ENTRIES]):
+        _file(e, len(state.buckets) - 1, plan, state)
+
+
+@part
+def _file(e: Any, mask: Any, plan: Any, state: Any) -> None:
+    entries = state.entries
+    at = _hash(entries[e, 0], entries[e, 1], entries[e, 2], entries[e, 3]) & mask
+    while state.buckets[at] != 0:
+        at = (at + 1) & mask
+    state.buckets[at] = e + 1
+    if plan.spec[entries[e, 2], 0] >= FIRST_SKETCH:
+        row = _find(entries[e, 0], entries[e, 1], state)
+        if row >= 0:
+            _link(e, row, plan.spec[entries[e, 2], 2], state)
 
 
 @part

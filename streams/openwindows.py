@@ -44,14 +44,16 @@ class OpenWindows:
     gap:     microseconds, of sessions; 0 for others
     linger:  microseconds for which a closed window can be corrected
     endless: they never close
+    implied: one that is open, and of which nothing was told, has no row of state: panes say that it is
     """
 
-    def __init__(self, prefix: bytes, gap: int, linger: int, endless: bool) -> None:
+    def __init__(self, prefix: bytes, gap: int, linger: int, endless: bool, implied: bool) -> None:
         self._prefix = prefix
         self._gap = gap
         self._sessions = gap > 0
         self._linger = linger
         self._endless = endless
+        self._implied = implied
         self.clear()
 
     def clear(self) -> None:
@@ -62,6 +64,11 @@ class OpenWindows:
     @property
     def used(self) -> int:
         return int(self.all.counters[USED])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return sum(column.nbytes for column in self.all)
 
     def here(self) -> Ints:
         """Every window that is."""
@@ -139,10 +146,14 @@ class OpenWindows:
         every.counters[DIRTY] = 0
         every.flags[touched] &= ~TOUCHED
         dead = every.flags[touched] & DEAD != 0
-        told = touched[~dead | (every.flags[touched] & STORED != 0)]
+        unsaid = dead
+        if self._implied:
+            said = (every.flags[touched] & (CLOSED | SHOWN) != 0) | (every.revision[touched] > 0)
+            unsaid = dead | ~(said | (every.due[touched] >= 0))
+        told = touched[~unsaid | (every.flags[touched] & STORED != 0)]
         if len(told):
             into.append(self._rows(told, entities))
-        every.flags[touched[~dead]] |= STORED
+        every.flags[told[every.flags[told] & DEAD == 0]] |= STORED
         free, gone = int(every.counters[FREE]), touched[dead]
         every.free[free : free + len(gone)] = gone
         every.counters[FREE] += len(gone)

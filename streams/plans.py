@@ -24,7 +24,8 @@ from headrace.streams.index import Index, Ints, Names
 from headrace.streams.jsonrows import digits, printed
 from headrace.streams.sessions import EARLIEST, LATEST, Sessions
 from headrace.streams.spans import Spans, quoted, woven
-from headrace.streams.tables import ORDER, Accumulator, Read, Table, listed, register
+from headrace.streams.store import Shelf
+from headrace.streams.tables import ENTITY, ORDER, Accumulator, Read, Table, entities_of, listed, register, tags_of
 from headrace.streams.windows import (
     MOST_COPIES,
     AllTime,
@@ -39,9 +40,6 @@ from numpy.typing import NDArray
 
 LOADED_AT_ONCE = 10_000
 """Rows of state that are turned into columns together: as Python's objects they take several times the room."""
-
-_NO_PREFIX = b"\xff"
-"""No row begins so: names are text."""
 
 
 class Declared(Protocol):
@@ -203,12 +201,16 @@ class Plan:
             raise DeclarationError(f"{aggregate} has no place in a set whose window is {window}")
         return _grid(window) if isinstance(window, LastN) else (str(window), kernels.GIVEN, 1, 1)
 
-    def idle(self, horizon: int, entities: int) -> NDArray[np.bool_]:
-        """Of each entity, whether no event at `horizon` or later can read anything that is held of it."""
-        found = np.ones(entities, np.bool_)
+    @property
+    def forgets(self) -> bool:
+        """Whether an entity with panes can become idle; what is folded for all time never is."""
+        return all(table.mode == kernels.BY_TIME or name in self.sessions for name, table in self.tables.items())
+
+    def idle(self, horizon: int, slots: Ints) -> NDArray[np.bool_]:
+        """Of each of these entities, whether no event at `horizon` or later can read anything that is held of it."""
+        found = np.ones(len(slots), np.bool_)
         for name, table in self.tables.items():
-            sessions = self.sessions.get(name)
-            found &= table.idle(horizon) if sessions is None else sessions.idle(horizon, entities)
+            found &= self.sessions[name].idle(horizon, slots) if name in self.sessions else table.idle(horizon, slots)
         return found
 
     def forget(self, slots: Ints, into: Changes) -> None:
@@ -218,28 +220,68 @@ class Plan:
             if name in self.sessions:
                 self.sessions[name].forget(slots)
 
-    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Hands rows of state to their tables; rows of tables that are no longer declared are left alone."""
-        run: list[tuple[bytes, bytes]] = []
-        prefix = _NO_PREFIX
-        for row in rows:
-            if not row[0].startswith(prefix) or len(run) == LOADED_AT_ONCE:
-                self._load(prefix, run)
-                run, prefix = [], row[0].partition(b"\x00")[0] + b"\x00"
-            run.append(row)
-        self._load(prefix, run)
+    def evict(self, slots: Ints) -> None:
+        """Leaves these entities to the store, which has all that is held of them."""
         for name, table in self.tables.items():
-            table.loaded()
+            table.evict(slots)
             if name in self.sessions:
-                self.sessions[name].restore(table)
+                self.sessions[name].forget(slots)
 
-    def _load(self, prefix: bytes, run: list[tuple[bytes, bytes]]) -> None:
-        """Rows that begin alike: those of a table, or of a kind of their own that it names behind a slash."""
+    @property
+    def size(self) -> int:
+        """Bytes of all that is held, about."""
+        tables = sum(table.size for table in self.tables.values())
+        return tables + sum(sessions.size for sessions in self.sessions.values())
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]], entities: Index | Names) -> None:
+        """Takes all rows of state into tables that hold none; those of tables no longer declared are left alone."""
+        run: list[tuple[bytes, bytes]] = []
+        for row in rows:
+            if not row[0].startswith(ENTITY):
+                name, _, rest = row[0].partition(b"\x00")
+                self._load_texts(name.decode(), [(rest, row[1])])
+                continue
+            run.append(row)
+            if len(run) == LOADED_AT_ONCE:
+                self._load(run, entities)
+                run = []
+        self._load(run, entities)
+        self._loaded()
+
+    def attach(self, shelf: Shelf) -> None:
+        """Takes the rows of state that belong to no entity: those of texts."""
+        for table in self.tables.values():
+            for name in table.text_names:
+                table.load_texts(name, shelf.rows(name.encode() + b"\x00"))
+        self._loaded()
+
+    def _load_texts(self, name: str, rows: list[tuple[bytes, bytes]]) -> None:
+        table = self.tables.get(name.rpartition("/")[0])
+        if table is not None:
+            table.load_texts(name, rows)
+
+    def _load(self, run: list[tuple[bytes, bytes]], entities: Index | Names) -> None:
         if run:
-            name = prefix[:-1].decode()
-            table = self.tables.get(name) or self.tables.get(name.rpartition("/")[0])
-            if table is not None:
-                table.load(run)
+            names, rests = entities_of(Spans.of([key for key, _ in run]))
+            self.take(entities.encoded_numbers(names), rests, Spans.of([value for _, value in run]))
+
+    def _loaded(self) -> None:
+        for table in self.tables.values():
+            table.loaded()
+
+    def take(self, slots: Ints, rests: Spans, values: Spans) -> None:
+        """Takes committed rows of entities of which nothing is held yet. rests: of their keys, behind the entity."""
+        tags = tags_of(rests)
+        for name, table in self.tables.items():
+            rows = np.flatnonzero(tags == table.tag)
+            if len(rows):
+                panes = table.take_panes(slots[rows], values.take(rows))
+                if name in self.sessions:
+                    self.sessions[name].take(table, slots[rows], panes)
+            for number, acc in table.entry_tags.items():
+                rows = np.flatnonzero(tags == number)
+                if len(rows):
+                    table.take_entries(acc, slots[rows], rests.take(rows), values.take(rows))
 
 
 def _check_results(declared: Declaration) -> None:
@@ -356,11 +398,12 @@ def _ordered(column: Column) -> Ints:
     return np.where(np.isnan(column), kernels.INT_MIN, ordered)
 
 
-def index(plan: Plan) -> Index | Names:
-    """Numbers for the entities of a plan."""
+def index(plan: Plan, told: bool = False) -> Index | Names:
+    """Numbers for the entities of a plan. told: keep what `fresh` tells."""
     kinds = [type.kind for type in plan.key_types.values()]
     # A bool is also the number of one that may be missing: equal as values, not as texts.
-    return Names() if kinds in (["str"], ["int"]) or (len(kinds) > 1 and "bool" not in kinds) else Index()
+    by_bytes = kinds in (["str"], ["int"]) or (len(kinds) > 1 and "bool" not in kinds)
+    return Names(told) if by_bytes else Index(told)
 
 
 def numbered(entities: Index | Names, by: Mapping[str, Expression], rows: Rows) -> Ints:

@@ -26,10 +26,11 @@ from headrace.streams.durations import microseconds, when
 from headrace.streams.expressions import Type, canonical, evaluate
 from headrace.streams.index import Ints
 from headrace.streams.jsonrows import Piece, digits, joined, printed
+from headrace.streams.memory import Memory, Residence
 from headrace.streams.openwindows import OpenWindows
 from headrace.streams.plans import PUBLISHED, TOLD_AT_ONCE, Declared, Plan, entity, index, numbered, result, taken, told
 from headrace.streams.spans import Spans
-from headrace.streams.tables import nothing
+from headrace.streams.tables import Table, nothing
 from headrace.streams.windowkernels import BACK, CLOSED, SHOWN, WHOLE
 from headrace.streams.windows import LastN, Session, Sliding, Tumbling
 from numpy.typing import NDArray
@@ -78,13 +79,17 @@ class WindowSet:
     "revision", "final", <public features>}. `early` on the class adds rows with `"final": false` as event
     time passes its multiples, for open windows that have changed. Results of `last_n(n, every=k)` come with
     the events and have no start. With `where` only rows of which it is true are published. Nothing is added to
-    the stream's own rows.
+    the stream's own rows. All its state is hot: a window that no event touches still ends.
 
-    With clock="published" windows are of the times at which events were published, where one of them never goes
-    back: the greatest so far in its partition. So no event is late, and the results are a function of the log.
+    With clock="published" windows are of the times at which events were published, where none of them goes back:
+    the greatest so far in the partition. So no event that the task takes is late, the results are a function of the
+    log, and a window closes with the next event that was published after its end.
     """
 
-    def __init__(self, features: Declared) -> None:
+    clean = False
+
+    def __init__(self, features: Declared, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory()
         plan = Plan(features._declaration)
         self.declared = plan.declared
         self.name = plan.name
@@ -102,10 +107,19 @@ class WindowSet:
         self._prefix = f"{self.name}/windows".encode() + b"\x00"
         self._clock_key = f"{self.name}/clock".encode() + b"\x00"
         linger, endless = max(self._late.values()), isinstance(self._window, LastN)
-        self._windows = OpenWindows(self._prefix, self._gap, linger, endless)
+        self._implying = self._tables_of_all()
+        self._windows = OpenWindows(self._prefix, self._gap, linger, endless, bool(self._implying))
         self.clear()
 
+    def _tables_of_all(self) -> list[Table]:
+        """Tables in which every tumbling or sliding window has a pane in one or another; none where there are none."""
+        if not isinstance(self._window, Tumbling | Sliding):
+            return []
+        of = {self._plan.inputs[n][0].name: t for n, t in self._plan.tables.items() if self._plan.inputs[n][1] is None}
+        return list(of.values()) if of.keys() == self._plan.streams.keys() else []
+
     def clear(self) -> None:
+        self._memory.leave(self)
         self.entities.clear()
         for table in self._plan.tables.values():
             table.clear()
@@ -426,6 +440,22 @@ class WindowSet:
             self.entities.release(gone)
         return found
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is held, about."""
+        return self._plan.size + self.entities.size + self._windows.size
+
+    @property
+    def residence(self) -> Residence:
+        """What is hot: everything."""
+        return Residence(self.size, self.entities.used)
+
+    def kept(self) -> None:
+        self._memory.settle(self)
+
+    def shrink(self, size: int) -> None:
+        """Nothing can leave."""
+
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         mine, rest = [], []
         for key, value in rows:
@@ -437,7 +467,10 @@ class WindowSet:
             else:
                 rest.append((key, value))
         self._windows.load(mine, self.entities)
-        self._plan.load(rest)
+        self._plan.load(rest, self.entities)
+        for table in self._implying:
+            slots, numbers, _ = table.panes()
+            self._windows.take(np.zeros(len(slots), np.int64), slots, numbers, *self._step)
 
 
 def _all(events: dict[str, _Taken], name: str) -> Ints:

@@ -16,6 +16,10 @@ LATEST = Accumulator(kernels.LATEST, "")
 """Every session table folds the times of its first and last events: from these sessions are found again."""
 
 
+SESSION_BYTES = 400
+"""Of an entity's sessions, as Python's objects."""
+
+
 @dataclass(slots=True)
 class _Session:
     number: int
@@ -39,28 +43,30 @@ class Sessions:
         self._of: defaultdict[int, list[_Session]] = defaultdict(list)
         self.ignored = 0
 
-    def idle(self, horizon: int, entities: int) -> NDArray[np.bool_]:
-        """Of each entity, whether no event at `horizon` or later can be in a session that it has."""
-        found = np.ones(entities, np.bool_)
-        found[[slot for slot, mine in self._of.items() if mine[-1].end + self.gap > horizon]] = False
-        return found
+    def idle(self, horizon: int, slots: Ints) -> NDArray[np.bool_]:
+        """Of each of these entities, whether no event at `horizon` or later can be in a session that it has."""
+        held = (self._of.get(slot) for slot in slots.tolist())
+        idle = (not mine or mine[-1].end + self.gap <= horizon for mine in held)
+        return np.fromiter(idle, np.bool_, len(slots))
 
     def forget(self, slots: Ints) -> None:
         """Drops the sessions of these entities."""
         for slot in slots.tolist():
             self._of.pop(slot, None)
 
-    def restore(self, table: Table) -> None:
-        """Finds the sessions in the panes of a loaded table."""
-        self.clear()
-        slots, numbers, cells = table.panes()
-        start, end = cells[:, table.cell(EARLIEST)], cells[:, table.cell(LATEST)]
-        for slot, *session in zip(
-            slots.tolist(), numbers.tolist(), start.tolist(), end.tolist(), strict=True
-        ):
-            self._of[slot].append(_Session(*session))
-        for mine in self._of.values():
-            mine.sort(key=lambda one: one.start)
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about: most entities have one session."""
+        return SESSION_BYTES * len(self._of)
+
+    def take(self, table: Table, slots: Ints, panes: Ints) -> None:
+        """Finds the sessions in panes that the table has taken, each its number and its cells."""
+        start, end = panes[:, 1 + table.cell(EARLIEST)], panes[:, 1 + table.cell(LATEST)]
+        for slot, *session in zip(slots.tolist(), panes[:, 0].tolist(), start.tolist(), end.tolist(), strict=True):
+            mine = self._of[slot]
+            mine.append(_Session(*session))
+            if len(mine) > 1:
+                mine.sort(key=lambda one: one.start)
 
     def advance(self, table: Table, events: kernels.Events, wanted: kernels.Events) -> Ints:
         """`Table.advance`, events and wanted rows numbered by session, sessions merged as they meet."""

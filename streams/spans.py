@@ -44,7 +44,7 @@ class Spans(Sequence[bytes | None]):
         length = np.concatenate([part.length for part in parts])
         if all(part.data is parts[0].data for part in parts):
             return cls(parts[0].data, np.concatenate([part.start for part in parts]), length)
-        packed = [part.packed() for part in parts]
+        packed = [part if len(part.data) <= 2 * part.size + _SMALL else part.packed() for part in parts]
         first = np.cumsum([0, *(len(part.data) for part in packed)])
         start = np.concatenate([part.start + at for part, at in zip(packed, first[:-1], strict=True)])
         return cls(np.concatenate([part.data for part in packed]), start, length)
@@ -118,3 +118,6 @@ def quoted(texts: Spans) -> Spans:
 
 
 _NO_BYTES = np.zeros(0, np.uint8)
+
+_SMALL = 4_096
+"""Bytes that are copied sooner than packed."""

@@ -1,9 +1,9 @@
 """Tables: the state of aggregations, one pane of one entity a row.
 
 A table belongs to one stream, one condition and one grid of panes; every aggregation over these shares it.
-Its rows in the changelog are small: key = table name, 0, entity, number of the pane; value = which
-accumulators, then their cells. An accumulator is known by what it computes, so that a program that adds one
-finds the others' state.
+Its rows in the changelog are small: key = 1, length of the entity, entity, tag of the table, number of the pane;
+value = which accumulators, then their cells. So all rows of an entity, of whatever table, lie beside each other in
+the store. An accumulator is known by what it computes, so that a program that adds one finds the others' state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from headrace.streams import bytekernels, kernels
 from headrace.streams import index as numbering
-from headrace.streams import kernels
 from headrace.streams.batch import Changes, Column, Touched
 from headrace.streams.errors import StateError
 from headrace.streams.index import Index, Ints, Names, decoded, grown_to
@@ -27,6 +27,54 @@ from numpy.typing import NDArray
 Key = str | int | tuple[str | int | None, ...] | None
 _NUMBER = struct.Struct(">q")
 _LENGTH = struct.Struct(">I")
+
+ENTITY = b"\x01"
+"""Begins the keys of rows that belong to an entity; those of other rows begin with a name."""
+LAYOUT = 2
+"""Of the keys of state rows: what another layout wrote cannot be read."""
+_HEAD = len(ENTITY) + _LENGTH.size
+"""Bytes of a key before its entity."""
+TAG = 8
+"""Bytes of a key that tell the table, or the accumulator of entries: no two names share them."""
+
+
+def tag(name: str) -> bytes:
+    """What stands for a name in a key."""
+    return hashlib.blake2b(name.encode(), digest_size=TAG).digest()
+
+
+def entity_keys(names: Spans) -> Spans:
+    """How the keys of all rows of each of these entities begin."""
+    return woven([ENTITY, b"", b""], [_lengths(names), names])
+
+
+def entity_of(key: bytes) -> tuple[bytes, int]:
+    """The entity of a row, and where the rest of its key begins."""
+    end = _HEAD + _LENGTH.unpack_from(key, len(ENTITY))[0]
+    return key[_HEAD:end], end
+
+
+def entities_of(keys: Spans) -> tuple[Spans, Spans]:
+    """The entities of rows, and the rest of their keys."""
+    length = _integers(keys.data, keys.start + len(ENTITY), _LENGTH.size)
+    rest = keys.start + _HEAD + length
+    return Spans(keys.data, keys.start + _HEAD, length), Spans(keys.data, rest, keys.start + keys.length - rest)
+
+
+def tags_of(rests: Spans) -> Ints:
+    """The tag of each row, as an integer."""
+    return _integers(rests.data, rests.start, TAG)
+
+
+def _lengths(names: Spans) -> Spans:
+    lengths = names.length.astype(">u4").view(np.uint8)
+    return Spans(lengths, 4 * np.arange(len(names)), np.full(len(names), 4, np.int64))
+
+
+def _integers(data: NDArray[np.uint8], start: Ints, width: int) -> Ints:
+    found = np.empty(len(start), np.int64)
+    bytekernels.numbers(data, start, width, found)
+    return found
 
 
 def register(value: object) -> int:
@@ -129,6 +177,8 @@ class Table:
     width: microseconds of a pane
     ring:  panes that an entity keeps, counted back from its newest
     alone: a value covers one pane, never several
+
+    whole: whether it holds every entity's panes; else some are in the store alone
     """
 
     name: str
@@ -166,7 +216,8 @@ class Table:
             sketch=np.zeros(max(kernels.ALL_BINS, self.ring + 1), np.int64),
         )
         self._header = bytes([len(self.accumulators)]) + b"".join(a.id for a in self.accumulators)
-        self._prefix = self.name.encode() + b"\x00"
+        self._tag = tag(self.name)
+        self.tag = _NUMBER.unpack(self._tag)[0]
         self._text_prefix = {
             a.values: f"{self.name}/text-{zlib.crc32(a.values.encode()):08x}".encode() + b"\x00"
             for a in self.accumulators
@@ -176,9 +227,9 @@ class Table:
         self._distinct = [i for i, o in enumerate(operations) if o == kernels.DISTINCT]
         self._keyed = [i for i, o in enumerate(operations) if o >= kernels.DISTINCT]
         self._lists = [spec[i][2] for i, o in enumerate(operations) if o >= kernels.FIRST_SKETCH]
-        self._entry_prefix = {
-            i: self.name.encode() + b"/" + self.accumulators[i].id.hex().encode() + b"\x00" for i in self._keyed
-        }
+        self._entry_tag = {i: tag(f"{self.name}/{self.accumulators[i].id.hex()}") for i in self._keyed}
+        self.entry_tags = {_NUMBER.unpack(mine)[0]: i for i, mine in self._entry_tag.items()}
+        self._row_bytes = 41 + 8 * self.cells_wide
         self.clear()
 
     def clear(self) -> None:
@@ -186,7 +237,8 @@ class Table:
         self.texts = {content: Index(told=True) for content in self._text_prefix}
         self._held: dict[str, Sequence[object]] = {}
         self._loaded_texts: dict[str, dict[int, object]] = {content: {} for content in self._text_prefix}
-        self._loaded_entries: list[Ints] = []
+        self._marks: dict[str, NDArray[np.bool_]] | None = None
+        self.whole = True
         self._swept = 0
         cells = np.zeros((64, self.cells_wide), np.int64)
         owner, pane, prev, free, dirty = np.zeros((5, 64), np.int64)
@@ -221,7 +273,7 @@ class Table:
             head = np.full(2 * len(self.entities), -1, np.int64)
             head[: len(state.head)] = state.head
             self._state = state = state._replace(head=head)
-        needed = self._rows_used + events
+        needed = self._rows_used + max(0, events - int(state.counters[kernels.FREE]))
         if needed > len(state.pane):
             grown = {k: grown_to(getattr(state, k), 2 * needed) for k in _BY_ROW}
             self._state = state._replace(**grown, fcells=grown["cells"].view(np.float64))
@@ -351,22 +403,52 @@ class Table:
         if self._keyed:
             self._entry_changes(into)
         for content, index in self.texts.items():
-            if index.crowded:
-                self._forget_texts(content, index, into)
+            if index.crowded and self.whole:
+                self._forget_texts(content, self._codes(content, self.panes()[2]), into)
 
-    def _forget_texts(self, content: str, index: Index, into: Changes) -> None:
-        """Drops the texts that no pane holds."""
+    def _codes(self, content: str, cells: Ints) -> Ints:
+        """The texts that panes hold."""
         held = [int(s[2]) + 1 for a, s in zip(self.accumulators, self._plan.spec, strict=True) if a.values == content
                 and a.texts]  # fmt: skip
-        codes = self.panes()[2][:, held]
-        gone = index.unused(codes[codes >= 0])
+        codes: Ints = cells[:, held]
+        return codes[codes >= 0]
+
+    def _forget_texts(self, content: str, held: Ints, into: Changes) -> None:
+        """Drops the texts that no pane holds."""
+        index = self.texts[content]
+        gone = index.unused(held)
         into += [(self._text_prefix[content] + _NUMBER.pack(number), None) for number in gone.tolist()]
         index.release(gone)
 
-    def idle(self, horizon: int) -> NDArray[np.bool_]:
-        """Of each entity, whether no event at `horizon` or later can read what this table holds of it."""
+    @property
+    def crowded(self) -> bool:
+        """Whether so many texts have come that those no pane holds are worth looking for."""
+        return any(index.crowded for index in self.texts.values())
+
+    def mark(self) -> None:
+        """Begins to mark the texts of panes: of those that leave for the store, and of those that `mark_held` tells."""
+        self._marks = {content: np.zeros(len(index), np.bool_) for content, index in self.texts.items()}
+
+    def mark_held(self, cells: Ints) -> None:
+        """Marks the texts of panes."""
+        marks = self._marks or {}
+        for content, marked in marks.items():
+            if len(marked) < len(self.texts[content]):
+                marked = marks[content] = grown_to(marked, 2 * len(self.texts[content]))
+            marked[self._codes(content, cells)] = True
+
+    def unmarked(self, into: Changes) -> None:
+        """Drops the texts of no pane, now that each pane of the store has been told or has left for it since `mark`."""
+        if self._marks is not None:
+            self.mark_held(self.panes()[2])
+            for content, marked in self._marks.items():
+                self._forget_texts(content, np.flatnonzero(marked[: len(self.texts[content])]), into)
+            self._marks = None
+
+    def idle(self, horizon: int, slots: Ints) -> NDArray[np.bool_]:
+        """Of each of these entities, whether no event at `horizon` or later can read what this table holds of it."""
         self._reserve(0)
-        head = self._state.head[: len(self.entities)]
+        head = self._state.head[slots]
         idle: NDArray[np.bool_] = head < 0
         if self.mode == kernels.BY_TIME:
             idle |= (self._state.pane[head] + self.ring) * self.width <= horizon
@@ -374,12 +456,36 @@ class Table:
 
     def forget(self, slots: Ints, into: Changes) -> None:
         """Drops all that is held of these entities, and appends what that changes."""
-        owners, numbers, _ = self.panes()
-        gone = np.isin(owners, slots)
-        self.drop(owners[gone], numbers[gone])
+        self._reserve(0)
+        kernels.forget(slots, self._state)
         self._pane_changes(into)
         if self._keyed:
-            self._drop_entries(np.isin(self._state.entries[: self._entries_used, 0], slots), into)
+            self._drop_entries(self._entries_of(slots), into)
+
+    def evict(self, slots: Ints) -> None:
+        """Leaves these entities to the store, which has all that is held of them."""
+        self._reserve(0)
+        if self._marks:
+            owners, _, cells = self.panes()
+            mine = np.zeros(len(self.entities), np.bool_)
+            mine[slots] = True
+            self.mark_held(cells[mine[owners]])
+        kernels.evict(slots, self._state)
+        if self._keyed:
+            self._cut_entries(self._entries_of(slots))
+
+    def _entries_of(self, slots: Ints) -> NDArray[np.bool_]:
+        mine = np.zeros(len(self.entities), np.bool_)
+        mine[slots] = True
+        found: NDArray[np.bool_] = mine[self._state.entries[: self._entries_used, 0]]
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes that its content takes, about."""
+        rows = self._rows_used - int(self._state.counters[kernels.FREE])
+        held = rows * self._row_bytes + 8 * len(self.entities) + ENTRY_BYTES * self._entries_used
+        return held + sum(index.size for index in (*self.values.values(), *self.texts.values()))
 
     def _pane_changes(self, into: Changes) -> None:
         state = self._state
@@ -399,7 +505,8 @@ class Table:
         start = np.arange(0, wide * len(touched), wide)
         values = Spans(rows.reshape(-1), start[kept], np.where(dead, -1, wide)[kept])
         positions = Spans(numbers.astype(">i8").view(np.uint8), 8 * np.arange(len(touched)), _eight(len(touched)))
-        keys = woven([self._prefix, b"", b""], [self.entities.spans(slots), positions])
+        names = self.entities.spans(slots)
+        keys = woven([ENTITY, b"", self._tag, b""], [_lengths(names), names, positions])
         into.append(Touched(Spans(keys.data, keys.start[kept], keys.length[kept]), values))
         state.flag[touched] = 0
         gone_rows = touched[dead]
@@ -421,7 +528,8 @@ class Table:
         entity = self.entities.encoded(slot)
         index = self.values.get(self.accumulators[acc].values) if acc in self._distinct else None
         content = _NUMBER.pack(value) if index is None else index.encoded(value)
-        return b"".join((self._entry_prefix[acc], entity, content, _NUMBER.pack(number), _LENGTH.pack(len(entity))))
+        head = ENTITY, _LENGTH.pack(len(entity)), entity
+        return b"".join((*head, self._entry_tag[acc], content, _NUMBER.pack(number)))
 
     def _sweep(self, into: Changes) -> None:
         """Drops the entries of panes that are no more, once they may be half of all."""
@@ -445,9 +553,12 @@ class Table:
 
     def _drop_entries(self, gone: NDArray[np.bool_], into: Changes) -> None:
         """Drops these entries, and the values that no other one has."""
-        state, entries = self._state, self._state.entries[: len(gone)]
-        for entry in entries[gone].tolist():
+        for entry in self._state.entries[: len(gone)][gone].tolist():
             into.append((self._entry_key(entry), None))
+        self._cut_entries(gone)
+
+    def _cut_entries(self, gone: NDArray[np.bool_]) -> None:
+        state, entries = self._state, self._state.entries[: len(gone)]
         kept = entries[~gone]
         state.entries[: len(kept)] = kept
         state.counters[kernels.ENTRIES] = self._swept = len(kept)
@@ -457,73 +568,58 @@ class Table:
             index = self.values[self.accumulators[i].values]
             index.release(index.unused(kept[kept[:, 2] == i, 3]))
 
-    def load(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """Takes rows of this table as `changes` gave them, of one kind (alike up to the zero byte), into a table that
-        has taken no events; again and again, and then `loaded`.
+    def load_texts(self, name: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Takes the rows of texts of this name, their keys without it, as `changes` gave them; then `loaded`."""
+        for content, prefix in self._text_prefix.items():
+            if prefix[:-1] == name.encode():
+                self._loaded_texts[content].update((_NUMBER.unpack(k)[0], decoded(v)) for k, v in rows)
+
+    @property
+    def text_names(self) -> list[str]:
+        """What the keys of its texts begin with, before a zero byte."""
+        return [prefix[:-1].decode() for prefix in self._text_prefix.values()]
+
+    def loaded(self) -> None:
+        """Puts what was taken in order, once that is all there is."""
+        for content, texts in self._loaded_texts.items():
+            self.texts[content].restore(texts)
+        self._loaded_texts = {content: {} for content in self._text_prefix}
+        self._swept = self._entries_used
+        if self._keyed:  # entries may have come before their panes
+            self._state.buckets[:] = 0
+            kernels.reindex(self._plan, self._state)
+
+    def take_panes(self, slots: Ints, values: Spans) -> Ints:
+        """Takes committed panes of entities that it holds nothing of; number and cells of each.
 
         Raises StateError where a row is none of this table's.
         """
-        prefix = rows[0][0][: rows[0][0].index(b"\x00") + 1]
-        if prefix == self._prefix:
-            self._load_panes(rows)
-        for content, mine in self._text_prefix.items():
-            if prefix == mine:
-                self._loaded_texts[content].update((_NUMBER.unpack(k[-8:])[0], decoded(v)) for k, v in rows)
-        for acc, mine in self._entry_prefix.items():
-            if prefix == mine:
-                entries = [self._read_entry(acc, key[len(prefix) :], value) for key, value in rows]
-                self._loaded_entries.append(np.array(entries, np.int64))
+        wide, header = len(self._header) + 8 * (1 + self.cells_wide), np.frombuffer(self._header, np.uint8)
+        rows = values.packed().data.reshape(-1, wide) if (values.length == wide).all() else None
+        if rows is None or not (rows[:, : len(header)] == header).all():
+            whole = [self._header + self._converted(value or b"") for value in values]
+            rows = np.frombuffer(b"".join(whole), np.uint8).reshape(-1, wide)
+        panes: Ints = np.ascontiguousarray(rows[:, len(header) :]).view(np.int64)
+        self._reserve(len(slots))
+        kernels.admit(slots, panes, self._plan, self._state)
+        return panes
 
-    def loaded(self) -> None:
-        """Ends the loading: puts what was taken in order."""
-        for content, texts in self._loaded_texts.items():
-            self.texts[content].restore(texts)
+    def take_entries(self, acc: int, slots: Ints, rests: Spans, values: Spans) -> None:
+        """Takes committed entries of an accumulator, after the panes that they belong to. rests: of their keys."""
+        begin, count = self._entries_used, len(slots)
         self._reserve(0)
-        self._link_panes()
-        entries = np.concatenate([np.zeros((0, 6), np.int64), *self._loaded_entries])
-        self._loaded_entries, self._loaded_texts = [], {content: {} for content in self._text_prefix}
-        self._reserve_entries(len(entries))
-        self._state.entries[: len(entries)] = entries
-        self._state.counters[kernels.ENTRIES] = self._swept = len(entries)
-        self._state.buckets[:] = 0
-        kernels.reindex(self._plan, self._state)
-
-    def _load_panes(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        begin, header = len(self._prefix), self._header
-        names: list[bytes] = []
-        values, panes, last = [], [], None
-        wide = len(header) + 8 * (1 + self.cells_wide)
-        for key, value in rows:
-            entity = key[begin:-8]
-            if entity != last:  # an entity's panes follow one another
-                last = entity
-                names.append(entity)
-                panes.append(0)
-            panes[-1] += 1
-            plain = len(value) == wide and value.startswith(header)
-            values.append(value if plain else header + self._converted(value))
-        slots = np.repeat(self.entities.encoded_numbers(names), panes)
-        self._reserve(len(rows))
-        state, used = self._state, self._rows_used
-        here = slice(used, used + len(rows))
-        bare = np.frombuffer(b"".join(values), np.uint8).reshape(-1, wide)[:, len(header) :]
-        numbers = np.ascontiguousarray(bare).view(np.int64)
-        state.owner[here], state.pane[here], state.cells[here] = slots, numbers[:, 0], numbers[:, 1:]
-        state.counters[kernels.USED] += len(rows)
-
-    def _link_panes(self) -> None:
-        """Links each entity's panes by their numbers."""
-        state, count = self._state, self._rows_used
-        owner, pane = state.owner[:count], state.pane[:count]
-        later = owner[1:] > owner[:-1]
-        if not (later | (owner[1:] == owner[:-1]) & (pane[1:] > pane[:-1])).all():
-            order = np.lexsort((pane, owner))
-            for column in (owner, pane, state.cells[:count]):
-                column[:] = column[order]
-        new = owner[1:] != owner[:-1]
-        begins, ends = np.append(True, new)[:count], np.append(new, True)[:count]
-        state.prev[:count] = np.where(begins, -1, np.arange(count) - 1)
-        state.head[owner[ends]] = np.flatnonzero(ends)
+        self._reserve_entries(count)
+        entries = self._state.entries[begin : begin + count]
+        content = Spans(rests.data, rests.start + TAG, rests.length - TAG - 8)
+        entries[:, 0], entries[:, 2], entries[:, 5] = slots, acc, 0
+        entries[:, 1] = _integers(rests.data, rests.start + rests.length - 8, 8)
+        if acc in self._distinct:
+            entries[:, 3] = self.values[self.accumulators[acc].values].encoded_numbers(content)
+        else:
+            entries[:, 3] = _integers(content.data, content.start, 8)
+        entries[:, 4] = _integers(values.data, values.start, 8)
+        self._state.counters[kernels.ENTRIES] += count
+        kernels.admit_entries(begin, self._plan, self._state)
 
     def _converted(self, value: bytes) -> bytes:
         """A row of other accumulators: what is known is kept, what is new begins empty."""
@@ -542,17 +638,9 @@ class Table:
             ) from error
         return pane + b"".join(found.get(a.id, np.array(a.init(), np.int64).tobytes()) for a in self.accumulators)
 
-    def _read_entry(self, acc: int, key: bytes, value: bytes) -> tuple[int, ...]:
-        (length,) = _LENGTH.unpack(key[-4:])
-        (number,) = _NUMBER.unpack(key[-12:-4])
-        slot = self.entities.number(decoded(key[:length]))
-        content = key[length:-12]
-        if acc in self._distinct:
-            item = self.values[self.accumulators[acc].values].number(decoded(content))
-        else:
-            (item,) = _NUMBER.unpack(content)
-        return slot, number, acc, item, *_NUMBER.unpack(value), 0
 
+ENTRY_BYTES = 90
+"""Of an entry, with its buckets."""
 
 _BY_ROW = ("owner", "pane", "prev", "flag", "cells", "free", "dirty")
 

@@ -12,9 +12,9 @@ Before its first cycle it writes a barrier into its changelog and restores up to
 one node's memory, and a node that was cut off and has come back says so for a moment of a log that has moved on without
 it. What is written, no such node can take; whoever has read the barrier has read all that earlier owners committed.
 
-The store holds committed rows only. After an abort, a fence or an unknown outcome the hot state is thrown away
-and loaded again from the store and the changelog, by the same path as after a crash. A task knows no asyncio, no
-log and no clock.
+The store holds committed rows only; what is hot is a cache above it, and an operator that can reads in step 2 what it
+lacks. After an abort, a fence or an unknown outcome the hot state is thrown away and loaded again from the store and
+the changelog, by the same path as after a crash. A task knows no asyncio, no log and no clock.
 """
 
 from __future__ import annotations
@@ -23,12 +23,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from headrace.streams.batch import NEVER, Batch, Block, Change, Changes, Operator, Outputs, Record, Touched, one_by_one
+from headrace.streams.batch import (
+    NEVER,
+    Batch,
+    Block,
+    Change,
+    Changes,
+    Lazy,
+    Operator,
+    Outputs,
+    Record,
+    Resident,
+    Touched,
+    one_by_one,
+)
 from headrace.streams.errors import HeadraceError, OperatorError, ProgramChanged
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
+from headrace.streams.memory import Residence
 from headrace.streams.spans import woven
-from headrace.streams.store import Store
+from headrace.streams.store import Shelf, Store
 
 MARK = b"\x00mark"
 """The key of the row that tells where a commit stands."""
@@ -106,6 +120,7 @@ class Task:
         self.inputs = list(inputs)
         self.merge = Merge(self.inputs)
         self.operators = list(operators)
+        self._resident = [operator for operator in self.operators if isinstance(operator, Resident)]
         self.changelog = changelog
         self._store = store
         self._program = program
@@ -146,9 +161,8 @@ class Task:
         # Whatever follows a commit was written after it. A barrier may follow what is gone already.
         commits = (at for key, at in zip(fetched.keys[::-1], fetched.timestamp[::-1], strict=True) if key != BARRIER)
         at = max(self.written, min(now, next(commits, 0) / 1000))
-        # The newest of each key, and in their order: the store takes them in half the time.
         newest = dict(zip([key or b"" for key in fetched.keys], fetched.values, strict=True))
-        self._store.write([*sorted(newest.items()), (_POSITION, b"%d %d" % (fetched.next_offset, at))])
+        self._store.write([*newest.items(), (_POSITION, b"%d %d" % (fetched.next_offset, at))])
 
     def expect(self, rows: int) -> None:
         """Note that about so many changelog records are still to be replayed."""
@@ -176,7 +190,11 @@ class Task:
         self.merge.watermark = mark.watermark if mark else NEVER
         for operator in self.operators:
             operator.clear()
-            operator.load(self._store.rows(operator.name.encode() + b"\x00"))
+            shelf = Shelf(self._store, operator.name.encode() + b"\x00")
+            if isinstance(operator, Lazy):
+                operator.attach(shelf)
+            else:
+                operator.load(shelf.rows())
 
     def feed(self, fetched: Fetched) -> None:
         """Step 1: buffer what was read."""
@@ -236,6 +254,16 @@ class Task:
     def keep(self, work: Work, position: int, at: float = 0.0) -> None:
         """Step 5. position: the changelog offset after this commit's records; at: as `written`."""
         self._store.write([*one_by_one(work.changes), (_POSITION, b"%d %d" % (position, at))])
+        for operator in self._resident:
+            operator.kept()
+
+    @property
+    def residence(self) -> Residence:
+        """What is hot of the state."""
+        return sum((operator.residence for operator in self._resident), Residence())
 
     def close(self) -> None:
+        for operator in self.operators:
+            if isinstance(operator, Lazy):
+                operator.clear()
         self._store.close()

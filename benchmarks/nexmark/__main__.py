@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,13 +88,22 @@ class Bench:
         return sum(len(self.given[query.reads].rows[topic]) for topic in query.reads)
 
 
+Rates = dict[tuple[str, str], list[Rate]]
+"""Of each query by each engine."""
+
+
 async def measure(
-    chosen: Sequence[Query], engines: Sequence[str], events: int, repeats: int, broker: str
-) -> dict[tuple[str, str], list[Rate]]:
-    """The rates of each query by each engine; every turn has a broker of its own."""
+    chosen: Sequence[Query],
+    engines: Sequence[str],
+    events: int,
+    repeats: int,
+    broker: str,
+    keep: Callable[[Rates], None],
+) -> Rates:
+    """Runs each query by each engine; every turn has a broker of its own. keep: is given what there is after each."""
     homes = {name: home for name in engines if name == FLINK and (home := _had()) is not None}
     given = {query.reads: made(events, query.reads) for query in chosen}
-    found: dict[tuple[str, str], list[Rate]] = {}
+    found: Rates = {}
     for turn in range(repeats):
         with tempfile.TemporaryDirectory(prefix="headrace-nexmark-", ignore_cleanup_errors=True) as folder:
             async with BROKERS[broker](Path(folder) / "log") as address:
@@ -116,6 +125,7 @@ async def measure(
                             continue
                         found.setdefault((query.name, engine), []).append(rate)
                         print(_line(query.name, engine, rate), flush=True)
+                        keep(found)
     return found
 
 
@@ -203,14 +213,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest := os.sched_getaffinity(0) - {CORE}:
         os.sched_setaffinity(0, rest)  # the broker's too, which starts from here
     queries, engines = [QUERIES[name] for name in chosen.only or QUERIES], chosen.engine or list(GUARANTEES)
-    rates = asyncio.run(measure(queries, engines, chosen.events, chosen.repeats, chosen.broker))
-    kept = as_json(here, chosen.broker, rates)
-    for line in ratios(kept):
-        print(line, flush=True)
     file = chosen.json or (None if chosen.only or chosen.engine else RESULTS)
-    if file and kept["rows"]:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(kept, indent=1) + "\n")
+
+    def keep(rates: Rates) -> None:
+        if file:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(as_json(here, chosen.broker, rates), indent=1) + "\n")
+
+    rates = asyncio.run(measure(queries, engines, chosen.events, chosen.repeats, chosen.broker, keep))
+    for line in ratios(as_json(here, chosen.broker, rates)):
+        print(line, flush=True)
     return 0 if len(rates) == len(queries) * len(engines) else 1
 
 

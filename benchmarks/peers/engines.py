@@ -132,7 +132,7 @@ ENGINES = (
     Engine(
         "Kafka Streams",
         kafka.VERSION,
-        "exactly once (v2); changelog, RocksDB; commits each 100 ms",
+        "exactly once (v2); changelog, RocksDB; commits each second",
         kafka_streams,
         JVM_WARM,
     ),

@@ -145,7 +145,7 @@ class Flink:
     def _slots(self) -> int:
         try:
             return int(self._ask("/overview")["slots-available"])
-        except httpx.TransportError:
+        except httpx.HTTPError:  # it does not serve yet
             return 0
 
     def _ask(self, path: str) -> Any:  # JSON

@@ -32,7 +32,7 @@ def environment(name: str, *requirements: str) -> Path:
         except subprocess.TimeoutExpired:
             raise Failed(f"pip did not end within {INSTALLED_WITHIN:.0f} s") from None
         if done.returncode:
-            raise Failed(f"pip: {done.stderr.strip().splitlines()[-1]}")
+            raise Failed(f"pip: {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
         (home / _WHOLE).touch()
     return home
 

@@ -36,7 +36,15 @@ def of_batch(state: State) -> list[tuple[int, int, float]]:
 
 def main(broker: str, folder: str, source: str, target: str) -> None:
     settings = {"bootstrap.servers": broker, "group.id": "window-pathway", "auto.offset.reset": "earliest"}
-    events = pw.io.kafka.read(settings, source, schema=Event, format="json", autocommit_duration_ms=1_500)
+    events = pw.io.kafka.read(
+        settings,
+        source,
+        schema=Event,
+        format="json",
+        autocommit_duration_ms=1_500,
+        # Without a bound it reads the topic ahead to its end, and has the core for that.
+        max_backlog_size=200_000,
+    )
     events = events.with_columns(window=events.ts // 60_000)
     windows = events.groupby(events.user, events.window).reduce(events.user, state=totals(events.ts, events.amount))
     changes = windows.to_stream("put").filter(pw.this.put)

@@ -51,10 +51,14 @@ def test_a_worker_alone_makes_its_topics_and_ends_with_78_where_trying_again_wou
     orders = [poison.Order(customer, quantity, AT + timedelta(hours=hour)) for customer, quantity, hour in said]
     with broker_process(tmp_path / "broker") as broker:
         port, log = free_port(), tmp_path / "worker.log"
-        options = ["--data", str(tmp_path / "data"), "--metrics-port", str(port)]
+        options = ["--data", str(tmp_path / "data"), "--metrics-port", str(port), "--state-memory", "64MB"]
         with running("worker", PROGRAM, "--broker", str(broker), *options, log=log) as worker:
             eventually(lambda: "ready: " in log.read_text(), 90)
-            assert answers(f"http://127.0.0.1:{port}/metrics")
+            here = f"http://127.0.0.1:{port}/metrics"
+            assert answers(here)
+            assert 'headrace_worker_bound{bound="state_memory"} 6.7108864e+07' in httpx.get(here, trust_env=False).text
+            hot = 'headrace_task_state_bytes{partition="0",task="orders"}'
+            eventually(lambda: hot in httpx.get(here, trust_env=False).text, 30)
             write(broker, "orders", [encode(order) for order in orders])
             assert worker.wait(60) == FINAL
     assert "headrace: the learner of returns failed on the outcome of orders-0-1" in log.read_text()

@@ -16,7 +16,8 @@ from headrace.streams.address import Address
 from prometheus_client import CollectorRegistry
 
 from headrace.presence import Cleaner
-from headrace.worker import serve
+from headrace.supervisor import FINAL
+from headrace.worker import main, serve
 from tests.headrace.bank import app
 from tests.scene import ROOT
 
@@ -66,3 +67,15 @@ def test_a_worker_says_that_it_is_stopping_and_that_it_has_stopped(
             "stopped",
         ]
     assert process.returncode == 0
+
+
+def test_a_bound_of_memory_that_is_none_ends_the_worker_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["tests/headrace/bank.py", "--broker", "127.0.0.1:1", "--data", "nowhere"]
+    assert main([*argv, "--state-memory", "much"]) == FINAL
+    monkeypatch.setenv("HEADRACE_STATE_MEMORY", "plenty")
+    assert main(argv) == FINAL
+    said = capsys.readouterr().err
+    assert "worker stopped: 'much' is not a size of memory: write \"512MB\" or \"2GB\"" in said
+    assert "'plenty' is not a size of memory" in said

@@ -141,7 +141,7 @@ class Handle:
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
-        self.get, self.rows, self.ordering = disk.get, disk.rows, disk.ordering
+        self.get, self.rows, self.many, self.ordering = disk.get, disk.rows, disk.many, disk.ordering
 
     def write(self, changes: Iterable[Change]) -> None:
         assert self.disk.handle is self, "a store is written by one that does not hold it"

@@ -22,7 +22,7 @@ from tests.scene import ROOT
 from tests.simulation import shop
 from tests.simulation.fleet import Chaos, Fleet
 from tests.simulation.log import SimulatedLog
-from tests.simulation.seeds import BLOCKS, check
+from tests.simulation.seeds import BLOCKS, bound, check
 from tests.simulation.source import publish
 from tests.simulation.state import from_source, other_bytes, unequal
 from tests.simulation.world import World
@@ -91,7 +91,7 @@ def spoiled(world: World, topic: str, row: Mapping[str, Any]) -> Record:
 def simulate(seed: int) -> Fleet:
     world = World(seed)
     # Latency would tell when a task ran: with this clock it is 0, and every byte is a function of the data.
-    fleet = Fleet(world, SimulatedLog(world), stages(APP, now=lambda: 0.0), Chaos.drawn(world))
+    fleet = Fleet(world, SimulatedLog(world), stages(APP, now=lambda: 0.0, memory=bound(seed)), Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()

@@ -23,7 +23,7 @@ from headrace.app import App
 from headrace.plan import stages
 from tests.simulation.fleet import Chaos, Fleet
 from tests.simulation.log import SimulatedLog
-from tests.simulation.seeds import BLOCKS, check
+from tests.simulation.seeds import BLOCKS, bound, check
 from tests.simulation.source import publish
 from tests.simulation.state import from_source, other_bytes, unequal
 from tests.simulation.world import World
@@ -207,7 +207,7 @@ def scenario(world: World) -> dict[Partition, list[Record]]:
 
 def simulate(seed: int) -> Fleet:
     world = World(seed)
-    fleet = Fleet(world, SimulatedLog(world), stages(APP), Chaos.drawn(world))
+    fleet = Fleet(world, SimulatedLog(world), stages(APP, memory=bound(seed)), Chaos.drawn(world))
     world.spawn("clients", publish(fleet, scenario(world)))
     world.spawn("supervisor", fleet.supervise())
     world.run()

@@ -14,7 +14,7 @@ from headrace.streams import aggregations as agg
 from headrace.streams.aggregations import Stream
 from headrace.streams.batch import Batch, Outputs, Record, Rows, one_by_one, record_by_record
 from headrace.streams.derived import RowCodec
-from headrace.streams.errors import DeclarationError
+from headrace.streams.errors import DeclarationError, InvalidEvent
 from headrace.streams.event import Event
 from headrace.streams.expressions import col
 from headrace.streams.features import Features, declaration, operator
@@ -334,6 +334,14 @@ def test_a_declaration_that_cannot_be_says_why(options: dict[str, Any], says: st
     with pytest.raises(DeclarationError) as error:
         made(**options)
     assert says in str(error.value)
+
+
+def test_a_row_that_cannot_be_taken_stops_what_reads_it() -> None:
+    [row] = values(run(Counts, cut([bid(0), bid(2.5)], [])))[:1]
+    codec = RowCodec(agg.stream(Counts), declaration(Counts))
+    large = orjson.dumps({**row, "n": 2**60})
+    with pytest.raises(InvalidEvent, match=r"that no set can be of \(1152921504606846976 is beyond"):
+        codec.decode(Spans.of([large]), Spans.of([None]), np.zeros(1, np.int64))
 
 
 @pytest.mark.parametrize("window", [session("3s"), last_n(2)])

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import index, jsonkernels, kernels, recordbatches
+from headrace.streams import hotset, index, jsonkernels, kernels, recordbatches
 from headrace.streams.expressions import clip, col, exp, log, log1p, sqrt
 from headrace.streams.features import declaration
 from headrace.streams.jsoncolumns import JsonColumns
+from headrace.streams.memory import Memory
 from headrace.streams.outcomes import settled_rows
 from headrace.streams.plans import Plan
 from headrace.streams.spans import Spans
@@ -60,7 +61,11 @@ def digest() -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "SWEEP_FROM", 0)
         made = [repr(stage.drain((7, 30)))]
-        stage.restart()
+        patch.setattr(hotset, "SWEPT_AT_LEAST", 1)
+        cold = Stage([Sale, Refund], lambda: whole(Memory(1)))
+        cold.log = stage.log
+        made.append(repr(cold.drain((7, 30))))
+        assert made[0] == made[1]
         made += [repr(run(features, told, [7, 30])) for features in (EVERYTHING, FUNCTIONS, KEYLESS)]
     values = Spans.of([json.dumps(row | {"at": moment(row["at"] / 1e6)}).encode() for _, _, row in told])
     plain = JsonColumns(Sale).decode(values, Spans.of([None] * len(told)), np.full(len(told), 10**16))

@@ -12,12 +12,13 @@ from typing import Any
 import orjson
 import pytest
 from headrace.streams import aggregations as agg
-from headrace.streams import index
+from headrace.streams import hotset, index
 from headrace.streams.batch import Operator, Record
 from headrace.streams.event import Event
 from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, operator
 from headrace.streams.joins import lookup
+from headrace.streams.memory import Memory
 from headrace.streams.outcomes import Match, Outcome
 from headrace.streams.windows import Window, last_n, session, sliding, tumbling
 from hypothesis import given, settings
@@ -217,8 +218,8 @@ PARTS = [
 ]
 
 
-def whole() -> list[Operator]:
-    return [Match(TAKEN_BACK), *(operator(part) for part in PARTS)]
+def whole(memory: Memory | None = None) -> list[Operator]:
+    return [Match(TAKEN_BACK), *(operator(part, memory) for part in PARTS)]
 
 
 @settings(derandomize=True, max_examples=20, deadline=None)
@@ -226,8 +227,8 @@ def whole() -> list[Operator]:
 def test_cuts_restarts_and_forgetting_change_no_byte(
     sold: list[dict[str, Any]], refunded: list[dict[str, Any]], limits: list[int]
 ) -> None:
-    def run(limits: list[int], restart: bool) -> dict[str, list[Record]]:
-        stage = Stage([Sale, Refund], whole)
+    def run(limits: list[int], restart: bool, bound: int | None = None) -> dict[str, list[Record]]:
+        stage = Stage([Sale, Refund], lambda: whole(Memory(bound)))
         for event in [*sold, END]:
             stage.publish(Sale, event)
         for event in refunded:
@@ -242,6 +243,8 @@ def test_cuts_restarts_and_forgetting_change_no_byte(
         patch.setattr(index, "SWEEP_FROM", 0)  # looks for what can be forgotten at every commit
         assert run(limits, False) == wanted
         assert run(limits, True) == wanted
+        patch.setattr(hotset, "SWEPT_AT_LEAST", 1)
+        assert run(limits, False, 1) == wanted
 
 
 FORGETTING = {

@@ -45,6 +45,11 @@ def test_rows_behind_a_damaged_block_are_not_taken_for_rows_that_are_not_there(
         found += [key for key, _ in store.rows(b"op\x00")]
     with pytest.raises(StateError, match="cannot be read"):
         [store.get(key) for key in KEYS]
+    with pytest.raises(StateError, match="cannot be read"):
+        store.many(KEYS)
+    with pytest.raises(StateError, match="cannot be read"):
+        store.many([b"op\x00"])
+    assert store.many([b"other\x00"]).counts == [0]
     assert len(list(store.rows(b"other\x00"))) == 0
     store.close()
 
