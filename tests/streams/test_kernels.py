@@ -61,6 +61,7 @@ def digest() -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "SWEEP_FROM", 0)
         made = [repr(stage.drain((7, 30)))]
+        stage.restart()
         patch.setattr(hotset, "SWEPT_AT_LEAST", 1)
         cold = Stage([Sale, Refund], lambda: whole(Memory(1)))
         cold.log = stage.log
