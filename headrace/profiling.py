@@ -175,7 +175,8 @@ def _watch(task: Task, meter: Meter) -> list[_Codec]:
         codec = _Codec(source, meter)
         source.source = replace(source.source, codec=codec)
         codecs.append(codec)
-    task.operators = [_Operator(operator, meter) for operator in task.operators]
+    for operator in task.operators:
+        _watch_operator(operator, meter)
     work = task.work
 
     def metered(limit: int, idle: frozenset[int] = frozenset()) -> Any:
@@ -218,24 +219,19 @@ class _Codec:
         return decoded
 
 
-class _Operator:
-    """An operator, metered."""
+def _watch_operator(operator: Operator, meter: Meter) -> None:
+    """Put the meter around an operator. It stays what it is: a task asks what else it can do."""
+    process, changes = operator.process, operator.changes
 
-    def __init__(self, operator: Operator, meter: Meter) -> None:
-        self._operator = operator
-        self._meter = meter
-        self.name = operator.name
+    def processed(batch: Batch, out: Outputs) -> None:
+        with meter.step(operator.name):
+            process(batch, out)
 
-    def process(self, batch: Batch, out: Outputs) -> None:
-        with self._meter.step(self.name):
-            self._operator.process(batch, out)
+    def changed() -> Sequence[Change | Touched]:
+        with meter.step(f"state rows of {operator.name}"):
+            return changes()
 
-    def changes(self) -> Sequence[Change | Touched]:
-        with self._meter.step(f"state rows of {self.name}"):
-            return self._operator.changes()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
+    operator.process, operator.changes = processed, changed  # type: ignore[method-assign]
 
 
 class _Store(RocksStore):
