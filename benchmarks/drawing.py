@@ -1,4 +1,4 @@
-"""Small charts as SVG: lines over a logarithmic axis of counts."""
+"""Small charts as SVG: lines over a logarithmic axis of counts, and bars."""
 
 from __future__ import annotations
 
@@ -53,6 +53,28 @@ def chart(title: str, across: str, up: str, lines: Mapping[str, Line]) -> str:
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
         y = TOP + 10 + 20 * n
         parts.append(f'<text x="{WIDE - RIGHT + 12}" y="{y}" fill="{colour}">{escape(name)}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def bars(title: str, unit: str, rows: Sequence[tuple[str, str, float]]) -> str:
+    """An SVG of a bar for each (name, what is said under it, value), the first in another colour."""
+    most = max(value for _, _, value in rows)
+    side, wide, step = 210, 760, 38
+    high = TOP + step * len(rows) + 16
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{wide}" height="{high}" fill="white"/>',
+        f'<text x="10" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
+    ]
+    for n, (name, under, value) in enumerate(rows):
+        y, long = TOP + step * n, max(1.0, value / most * (wide - side - 130))
+        colour = COLOURS[0] if n == 0 else "#8b949e"
+        parts.append(f'<text x="{side - 10}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<text x="{side - 10}" y="{y + 26}" text-anchor="end" font-size="9" fill="#57606a">{escape(under)}</text>'
+        )
+        parts.append(f'<rect x="{side}" y="{y + 2}" width="{long:.1f}" height="22" fill="{colour}"/>')
+        parts.append(f'<text x="{side + long + 6:.1f}" y="{y + 18}">{value:,.0f} {escape(unit)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

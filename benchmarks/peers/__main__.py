@@ -26,6 +26,7 @@ from pathlib import Path
 
 from headrace.streams.address import Address
 
+from benchmarks.drawing import bars
 from benchmarks.figures import apache_kafka, machine
 from benchmarks.peers.children import Children, Failed, Meter, cores
 from benchmarks.peers.engines import ENGINES, Engine, Place, Start
@@ -194,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if kept and rows:
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(as_json(where, rows))
+        drawn = [(row.engine.name, row.engine.guarantee, row.span.events_per_s) for row in rows]
+        kept.with_suffix(".svg").write_text(bars("A keyed one-minute window on Kafka, one core", "events/s", drawn))
     return 0 if len(rows) == len(engines) else 1
 
 
