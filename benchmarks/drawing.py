@@ -59,7 +59,7 @@ def chart(title: str, across: str, up: str, lines: Mapping[str, Line]) -> str:
 def bars(title: str, unit: str, rows: Sequence[tuple[str, str, float]]) -> str:
     """An SVG of a bar for each (name, what is said under it, value), the first in another colour."""
     most = max(value for _, _, value in rows)
-    side, wide, step = 290, 840, 38
+    side, wide, step = 320, 870, 38
     high = TOP + step * len(rows) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
