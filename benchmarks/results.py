@@ -19,10 +19,13 @@ def versions(**more: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in OURS}, **more}
 
 
-def keep(name: str, machine: str, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Path:
+def keep(name: str, machine: str, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write them under the name; see `write`."""
+    write(RESULTS / f"{name}.json", machine, versions, rows)
+
+
+def write(path: Path, machine: str, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `machine`, `versions` and `rows`: an object for each engine or point, with its `name` and its figures."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     told = {"machine": machine, "versions": dict(versions), "rows": [dict(row) for row in rows]}
     path.write_text(json.dumps(told, indent=1) + "\n")
-    return path

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,6 @@ import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from headrace.streams.store import RocksStore
 from headrace.streams.task import Task
 
 import headrace as hr
+from benchmarks import results
 from benchmarks.drawing import chart
 from benchmarks.figures import machine
 from headrace import plan
@@ -52,7 +51,6 @@ PER_SECOND, BEGAN = 500, 1_767_225_600
 """Events in a second of event time, from 2026 on."""
 SKEW = 1.2
 """Of Zipf's law: of a million keys, the first thousand have four events of five."""
-RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
 
@@ -253,7 +251,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="fewer keys, features and events: a minute")
     parser.add_argument("--bound", default=BOUND, help="of hot state")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of what it writes")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="the folder of what it writes")
     parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.row:
@@ -266,10 +264,7 @@ def main() -> int:
     keys = [n for n in KEYS if not chosen.quick or n <= QUICK]
     events = EVENTS // 5 if chosen.quick else EVENTS
     rows = measured(keys, FEATURES[:3] if chosen.quick else FEATURES, chosen.bound, events)
-    versions = {name: version(name) for name in ("numpy", "numba", "rocksdict", "orjson", "msgspec")}
-    told = {"machine": here, "versions": {"python": platform.python_version(), **versions}, "rows": listed(rows)}
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    chosen.out.joinpath("scale.json").write_text(json.dumps(told, indent=1) + "\n")
+    results.write(chosen.out / "scale.json", here, results.versions(), listed(rows))
     draw(rows, chosen.out)
     print(f"written to {chosen.out}")
     return 0

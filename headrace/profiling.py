@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import tempfile
 import time
 from collections import defaultdict
@@ -35,7 +34,7 @@ from headrace.streams.recordbatches import build
 from headrace.streams.runner import MAX_BATCH_ROWS, Runner
 from headrace.streams.store import RocksStore
 from headrace.streams.task import Task
-from headrace.worker import SystemClock, warm_up
+from headrace.worker import SystemClock, collect_rarely, warm_up
 
 EVENTS = 200_000
 """Rows that each stage takes, unless told otherwise: seconds of work."""
@@ -320,9 +319,7 @@ def print_profile(
     """
     app = program.load(program_file)
     warm_up()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 100)  # as a worker has it
+    collect_rarely()
 
     async def main() -> list[Profile]:
         async with reach(app.name, broker, data) as address:

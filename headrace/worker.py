@@ -335,6 +335,13 @@ def warm_up() -> None:
     kernels.warm(progress)
 
 
+def collect_rarely() -> None:
+    """Few objects of a task live long and none in cycles: rare collections, and none of what start-up made."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
+
+
 def run(
     app_program: str,
     broker: str,
@@ -368,10 +375,7 @@ def run(
         # Listening everywhere is no address: others reach it by this machine's name.
         there = socket.gethostname() if metrics_host == "0.0.0.0" else metrics_host
         url = f"http://{there}:{served}/metrics" if served else ""
-    # Few objects live long here and none in cycles: rare collections, and none of what start-up made.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
+    collect_rarely()
     try:
         import uvloop
 

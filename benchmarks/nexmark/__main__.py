@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from headrace.streams.log import Partition
 from headrace.streams.publisher import Publisher
 from headrace.streams.topics import Topic
 
+from benchmarks import results
 from benchmarks.figures import BROKERS, machine
 from benchmarks.nexmark import checks, flink
 from benchmarks.nexmark.events import Events, made
@@ -42,7 +42,7 @@ from benchmarks.window import job
 from headrace.state import records
 from tests.stack import kafka
 
-RESULTS = Path(__file__).parent.parent / "results" / "nexmark.json"
+KEPT = results.RESULTS / "nexmark.json"
 EVENTS = 1_500_000
 MODULE = "benchmarks.nexmark.job"
 PUBLISHED_AT_ONCE = 5_000
@@ -213,12 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest := os.sched_getaffinity(0) - {CORE}:
         os.sched_setaffinity(0, rest)  # the broker's too, which starts from here
     queries, engines = [QUERIES[name] for name in chosen.only or QUERIES], chosen.engine or list(GUARANTEES)
-    file = chosen.json or (None if chosen.only or chosen.engine else RESULTS)
+    file = chosen.json or (None if chosen.only or chosen.engine else KEPT)
 
     def keep(rates: Rates) -> None:
         if file:
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(as_json(here, chosen.broker, rates), indent=1) + "\n")
+            results.write(file, **as_json(here, chosen.broker, rates))
 
     rates = asyncio.run(measure(queries, engines, chosen.events, chosen.repeats, chosen.broker, keep))
     for line in ratios(as_json(here, chosen.broker, rates)):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import os
@@ -23,9 +22,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.streams.address import Address
 
+from benchmarks import results
 from benchmarks.drawing import bars
 from benchmarks.figures import apache_kafka, machine
 from benchmarks.peers.children import Children, Failed, Meter, cores
@@ -37,7 +38,7 @@ from tests.stack import kafka
 EVENTS = 6_000_000
 """As many as the fastest reads in some ten seconds."""
 SECONDS = 25.0
-RESULT = Path(__file__).parent.parent / "results" / "window.json"
+RESULT = results.RESULTS / "window.json"
 POLL = 0.25
 STARTED_WITHIN = 180.0
 """Seconds to the first output: a JVM's start, and a group's first meeting."""
@@ -155,7 +156,7 @@ def _prepared(engine: Engine) -> Start | None:
         return None
 
 
-def as_json(where: str, rows: Sequence[Row]) -> str:
+def as_json(where: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What is kept: `machine`, `versions`, and of each engine a row."""
     versions = {"Apache Kafka": kafka.VERSION, **{row.engine.name: row.engine.version for row in rows}}
     told = [
@@ -169,7 +170,7 @@ def as_json(where: str, rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
-    return json.dumps({"machine": where, "versions": versions, "rows": told}, indent=1) + "\n"
+    return {"machine": where, "versions": versions, "rows": told}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,8 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = asyncio.run(compared(engines, chosen.events, chosen.seconds))
     kept = chosen.json or (None if chosen.only else RESULT)
     if kept and rows:
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(as_json(where, rows))
+        results.write(kept, **as_json(where, rows))
         drawn = [(row.engine.name, row.engine.guarantee, row.span.events_per_s) for row in rows]
         kept.with_suffix(".svg").write_text(bars("A keyed one-minute window on Kafka, one core", "events/s", drawn))
     return 0 if len(rows) == len(engines) else 1

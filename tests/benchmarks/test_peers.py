@@ -112,7 +112,7 @@ def test_what_all_belongs_to_the_warm_up_is_refused() -> None:
 
 def test_the_result_has_the_machine_the_versions_and_a_row_for_each_engine() -> None:
     rows = [Row(e, Span(1_000 * (n + 1), 0, 2_000), 1.5) for n, e in enumerate(ENGINES[:2])]
-    kept = json.loads(as_json("2 cores", rows))
+    kept = json.loads(json.dumps(as_json("2 cores", rows)))
     assert kept["machine"] == "2 cores"
     assert set(kept["versions"]) == {"Apache Kafka", *(e.name for e in ENGINES[:2])}
     assert [r["events_per_s"] for r in kept["rows"]] == [500, 1_000]
