@@ -49,8 +49,8 @@ BATCH_BYTES = 1 << 20
 """Bytes of one produced batch, Kafka's own default bound for a message set."""
 
 FETCH_BYTES = 2 << 20
-"""Bytes of a partition that come at one go: for small events, some 30,000. Kafka's own default, half of it, made batches
-of 10,000, and each costs as much Python whatever is in it."""
+"""Bytes of a partition that come at one go: for small events, some 30,000. Kafka's own default, half of it, made
+batches of 10,000, and each costs as much Python whatever is in it."""
 
 BACKOFF_MS = 10
 """Between attempts to write. A transaction that begins before the last one's markers are written is tried again after
