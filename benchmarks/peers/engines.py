@@ -76,20 +76,32 @@ KAFKA_STREAMS = (
 
 
 def kafka_streams() -> Start:
-    for tool in ("javac", "mvn"):
-        if shutil.which(tool) is None:
-            raise Failed(f"{tool} is not on the PATH: `python -m tests.stack.provision` installs it")
-    jars = maven.jars(f"kafka-streams-{kafka.VERSION}", KAFKA_STREAMS, f"Kafka Streams {kafka.VERSION}")
+    have_java()
 
     def start(place: Place) -> int:
-        folder = place.children.folder
-        compiling = ["javac", "-cp", f"{jars}/*", "-d", str(folder), str(HERE / "WindowJob.java")]
-        place.children.run("javac", compiling, COMPILED_WITHIN)
-        quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        command = ["java", HEAP, quiet, "-cp", f"{folder}:{jars}/*", "WindowJob", *place.job]
+        command = [*java_job("WindowJob", place.children), *place.job]
         return place.children.start("worker", command, worker=True).pid
 
     return start
+
+
+def have_java() -> None:
+    """Raises Failed."""
+    for tool in ("javac", "mvn"):
+        if shutil.which(tool) is None:
+            raise Failed(f"{tool} is not on the PATH: `python -m tests.stack.provision` installs it")
+
+
+def java_job(name: str, children: Children) -> list[str]:
+    """The command of a job of this folder by Kafka Streams, compiled into the children's; what the job takes follows.
+
+    Raises Failed.
+    """
+    jars = maven.jars(f"kafka-streams-{kafka.VERSION}", KAFKA_STREAMS, f"Kafka Streams {kafka.VERSION}")
+    compiling = ["javac", "-cp", f"{jars}/*", "-d", str(children.folder), str(HERE / f"{name}.java")]
+    children.run("javac", compiling, COMPILED_WITHIN)
+    quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+    return ["java", HEAP, quiet, "-cp", f"{children.folder}:{jars}/*", name]
 
 
 def flink_sql() -> Start:
