@@ -11,23 +11,17 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from headrace.streams.address import Address
 from headrace.streams.admin import ensure_topics
-from headrace.streams.kafka import KafkaLog
-from headrace.streams.log import Partition
-from headrace.streams.publisher import Publisher, Row
 
 from benchmarks import results
+from benchmarks.delays import CORES, RATE, WARM, measured, worker
 from benchmarks.figures import BROKERS, Broker, Figure, collected, machine
 from benchmarks.window import OURS, app, rows
 from headrace.stack import Stack
@@ -35,14 +29,8 @@ from tests.stack import kafka
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "returns"
 PROGRAMS = {"exactly once": "benchmarks.window", "at least once": "benchmarks.at_least_once"}
-RATE, RATES = 1_000, (100, 1_000, 20_000)
-TICK = 0.01
-"""Seconds between calls to publish."""
+RATES = (100, 1_000, 20_000)
 SECONDS = 15.0
-WARM = 5.0
-"""Seconds before the first latency counts."""
-SILENCE = 10.0
-"""Seconds without a result after which the rest is given up: what is rejected gets none."""
 UNITS = {"p50, publish to prediction": "ms", "p99, publish to prediction": "ms", "published": "events/s"}
 
 
@@ -65,63 +53,6 @@ async def _repeats(repeats: int, seconds: float) -> list[dict[str, float]]:
                 found.append(dict(zip(UNITS, through, strict=True)))
                 at += count
     return found
-
-
-async def measured(
-    broker: Address, topic: str, rows: list[Row], results: str, rate: float = RATE
-) -> tuple[float, float, float]:
-    """Publish rows at a rate, and read results on until every row has its own or nothing more comes.
-
-    Returns p50 and p99 in milliseconds, and the rate.
-    """
-    log = KafkaLog(broker)
-    there = Partition(results, 0)
-    reader = await log.reader({there: (await log.ends([there]))[there]})
-    publisher = Publisher(broker)
-    await publisher.start()
-    published: dict[int, float] = {}
-    seen: dict[int, float] = {}
-    ended = asyncio.Event()
-
-    async def read() -> None:
-        last = time.perf_counter()
-        while len(seen) < len(rows):
-            got = await reader.fetch([there], 10_000, 1.0)
-            now = time.perf_counter()
-            for fetched in got:
-                for value in fetched.values:
-                    seen.setdefault(_offset(value or b""), now)
-                    last = now
-            if ended.is_set() and now - last > SILENCE:
-                return
-
-    async def send(some: list[Row], now: float) -> None:
-        for receipt in await publisher.send(topic, some):
-            published[receipt.offset] = now
-
-    reading = asyncio.create_task(read())
-    began = time.perf_counter()
-    sending = []
-    each = max(1, round(rate * TICK))
-    tick = each / rate
-    for n, at in enumerate(range(0, len(rows), each)):
-        await asyncio.sleep(max(0.0, began + n * tick - time.perf_counter()))
-        sending.append(asyncio.create_task(send(rows[at : at + each], time.perf_counter())))
-    await asyncio.gather(*sending)
-    seconds = time.perf_counter() - began
-    ended.set()
-    await reading
-    await publisher.close()
-    await reader.close()
-    await log.close()
-    counted = [seen[o] - at for o, at in published.items() if o in seen and at >= began + WARM]
-    p50, p99 = (1000 * np.percentile(counted, (50, 99))).tolist()
-    return p50, p99, len(rows) / seconds
-
-
-def _offset(value: bytes) -> int:
-    """Of the event that a result is of: its id ends with it, and stands first."""
-    return int(value[: value.index(b'"', 7)].rpartition(b"-")[2])
 
 
 async def compared(seconds: float) -> list[dict[str, Any]]:
@@ -147,25 +78,6 @@ async def _point(broker: Broker, guarantee: str, rate: int, seconds: float) -> t
         await ensure_topics(address, app.topics())
         await stack.enter_async_context(worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
         return await measured(address, "trades", rows(int((WARM + seconds) * rate)), OURS, rate)
-
-
-@asynccontextmanager
-async def worker(program: str, broker: Address, folder: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker in a process of its own, on the last core where there are several."""
-    argv = [sys.executable, "-m", "headrace.worker", program, "--broker", broker.bootstrap, "--data", folder]
-    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-    try:
-        os.sched_setaffinity(process.pid, {max(CORES)})
-        assert process.stdout is not None
-        while (line := await process.stdout.readline()) and not line.startswith(b"ready"):
-            pass
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-
-
-CORES = os.sched_getaffinity(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,6 +13,9 @@ written to the changelog of its store. Each event asks for all rows of its custo
 and those published since, and every output of every case is checked, so that none was lost, told twice or left out.
 The worker has a core to itself; the log, the client and the rest have the others. What the system has of the files in
 its memory stays there, for both.
+
+After a kill, Kafka Streams 4.1 goes on from its store as it lies, in which there may be what an aborted transaction
+wrote (KAFKA-20685); where that is mended it takes the whole state from the changelog anew, as with an empty disk.
 """
 
 from __future__ import annotations
@@ -258,7 +261,7 @@ class Case:
         await self.shop.all_told(self._children)
         seconds, spent = time.perf_counter() - began, busy(self._process.pid)
         state, checked = self._state, self.shop.outputs
-        row = {
+        row: dict[str, Any] = {
             "name": self._engine.name, "guarantee": self._engine.guarantee, "case": case, "seconds": round(seconds, 2),
             "processor_seconds": round(spent, 2), "rows_of_state": state.rows, "state_mb": round(state.bytes / 1e6),
             "waiting": behind + 1, "outputs_checked": checked,
