@@ -1,8 +1,10 @@
 """Latency: from the call that publishes an event to its features read by a reader of what is committed.
 
 `python -m benchmarks.latency`: of the window job at 100, 1,000 and 20,000 events/s, on the local broker and on Apache
-Kafka, under both guarantees; a worker on one core, the log and the client on the other. Events go out a hundredth of a
-second's worth at a time, as fast as the clock says and no faster.
+Kafka, under both guarantees, and beside Kafka Streams and Flink (see peers.latencies); a worker on one core, the log
+and the client on the other. Events go out a hundredth of a second's worth at a time, as fast as the clock says and no
+faster. A quarter of an hour; `--only ours` or `--only peers` is half of it, and keeps nothing. `--first` measures the
+first event after a start instead (see first).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +23,10 @@ from typing import Any
 
 from headrace.streams.admin import ensure_topics
 
-from benchmarks import results
+from benchmarks import first, results
 from benchmarks.delays import CORES, RATE, WARM, measured, worker
 from benchmarks.figures import BROKERS, Broker, Figure, collected, machine
+from benchmarks.peers import flink, latencies
 from benchmarks.window import OURS, app, rows
 from headrace.stack import Stack
 from tests.stack import kafka
@@ -64,7 +68,7 @@ async def compared(seconds: float) -> list[dict[str, Any]]:
                 p50, p99, real = await _point(broker, guarantee, rate, seconds)
                 found.append({
                     "name": f"Headrace on {'the ' if name.islower() else ''}{name}", "guarantee": guarantee,
-                    "events_per_s": round(real), "p50_ms": round(p50, 2), "p99_ms": round(p99, 2),
+                    "rate": rate, "events_per_s": round(real), "p50_ms": round(p50, 2), "p99_ms": round(p99, 2),
                 })  # fmt: skip
                 print("{name:<30} {guarantee:<14} {events_per_s:>7,} events/s   p50 {p50_ms:>6.1f} ms   "
                       "p99 {p99_ms:>7.1f} ms".format(**found[-1]), flush=True)  # fmt: skip
@@ -85,13 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that count, of each point")
+    parser.add_argument("--only", choices=("ours", "peers"), help="these alone; nothing is kept")
+    parser.add_argument("--first", action="store_true", help="the first event after a start")
     chosen = parser.parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # What is started ends with its block, whatever ends this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     here = machine()
     print(here, flush=True)
     if len(CORES) > 1:
         os.sched_setaffinity(0, CORES - {max(CORES)})  # the brokers' too: they are started from here
-    results.keep("latency", here, results.versions(kafka=kafka.VERSION), asyncio.run(compared(chosen.seconds)))
+    if chosen.first:
+        results.keep("first", here, results.versions(kafka=kafka.VERSION), asyncio.run(first.compared()))
+        return
+    found = [] if chosen.only == "peers" else asyncio.run(compared(chosen.seconds))
+    if chosen.only != "ours":
+        found += asyncio.run(latencies.compared(RATES, chosen.seconds))
+    if chosen.only is None:
+        versions = results.versions(kafka=kafka.VERSION, flink=flink.VERSION)
+        results.keep("latency", here, versions, found)
 
 
 if __name__ == "__main__":
