@@ -59,9 +59,12 @@ class Engine:
         return self.output or f"told-{self.name.lower().replace(' ', '-')}"
 
 
+OUR_JOB, OUR_TOPIC = "benchmarks.peers.headrace_job", "features.PerMinute"
+
+
 def headrace(partitions: int = PARTITIONS) -> Start:
     def start(place: Place) -> int:
-        program = ["-m", "headrace.worker", "benchmarks.peers.headrace_job"]
+        program = ["-m", "headrace.worker", OUR_JOB]
         command = [sys.executable, *program, "--broker", place.broker, "--data", str(place.children.folder / "data")]
         environment = {"PYTHONPATH": str(ROOT), "PARTITIONS": str(partitions)}
         return place.children.start("worker", command, worker=True, environment=environment).pid
@@ -143,7 +146,7 @@ ENGINES = (
         importlib.metadata.version("headrace"),
         "exactly once; changelog, RocksDB",
         headrace,
-        output="features.PerMinute",
+        output=OUR_TOPIC,
     ),
     Engine(
         "Kafka Streams",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from headrace.streams.membership import SESSION
 
-from benchmarks import first, gaps, recovery, restart, window
+from benchmarks import first, gaps, recovery, restart, window, workers
 from benchmarks.figures import local_broker
 from benchmarks.peers import latencies
 from benchmarks.peers.__main__ import compared
@@ -74,3 +74,11 @@ def test_the_first_event_after_a_start_is_told_of() -> None:
     assert row["said"][-1].startswith("ready")
     assert row["first_ms"] > 0
     assert row["next_p50_ms"] <= row["next_most_ms"]
+
+
+def test_workers_that_share_the_partitions_tell_of_every_event_once() -> None:
+    # What they tell is checked in it.
+    with ThreadPoolExecutor(1) as thread:
+        [row] = thread.submit(lambda: asyncio.run(workers.measured([2], [2], 20_000))).result()
+    assert row["name"] == "2 workers, 2 partitions"
+    assert row["events_per_s"] > 0
