@@ -11,9 +11,9 @@ from pathlib import Path
 import uvloop
 from headrace.streams import kernels
 from headrace.streams.address import parse_address
+from headrace.streams.behind import on_disk
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.runner import Progress, Runner
-from headrace.streams.store import RocksStore
 
 from benchmarks.customers import app
 from headrace import plan
@@ -27,7 +27,7 @@ async def main(broker: str, folder: str) -> None:
     log, told = KafkaLog(parse_address(broker)), {"before": memory(), "reading": memory()}
     [stage] = plan.stages(app)
     began = time.perf_counter()
-    task, follows = stage.build(0, RocksStore(Path(folder)))
+    task, follows = stage.build(0, on_disk(Path(folder)))
     # Without a group: what is measured is the task.
     runner = Runner(task, log, SystemClock(), stage.group, follows)
     looking = asyncio.create_task(look(runner.progress, told))

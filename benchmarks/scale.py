@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 from headrace.streams import kernels
+from headrace.streams.behind import on_disk
 from headrace.streams.expressions import Expression
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.memory import Memory, parse_size
-from headrace.streams.store import RocksStore
 from headrace.streams.task import Task
 
 import headrace as hr
@@ -98,7 +98,7 @@ class Job:
         app = hr.App("scale", features=[features(count)])
         self.memory = Memory(parse_size(bound))
         [stage] = plan.stages(app, memory=self.memory)
-        self.task: Task = stage.build(0, RocksStore(folder))[0]
+        self.task: Task = stage.build(0, on_disk(folder))[0]
         self.task.resume()
         self.spent, self._random, self._offset = 0.0, np.random.default_rng(5), self.task.inputs[0].position
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import uvloop
 from headrace.streams import kernels
 from headrace.streams.address import parse_address
+from headrace.streams.behind import on_disk
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.runner import Runner
-from headrace.streams.store import RocksStore
 
 import headrace as hr
 from benchmarks.window import Clock, PerMinute
@@ -23,7 +23,7 @@ async def main(broker: str, folder: str, events: int, guarantee: Guarantee = "ex
     log = KafkaLog(parse_address(broker))
     app = hr.App("window", features=[PerMinute], guarantee=guarantee)
     [stage] = plan.stages(app)
-    task, follows = stage.build(0, RocksStore(Path(folder) / "state"))
+    task, follows = stage.build(0, on_disk(Path(folder) / "state"))
     # Without a group: what is measured is the task.
     runner = Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead)
     clock = Clock(events)

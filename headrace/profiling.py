@@ -25,6 +25,7 @@ from headrace.app import App
 from headrace.errors import ProfileError
 from headrace.stack import reach
 from headrace.streams.batch import Batch, Block, Change, Operator, Outputs, Record, Touched
+from headrace.streams.behind import Behind
 from headrace.streams.codecs import Decoded, MsgspecCodec
 from headrace.streams.inputs import Input
 from headrace.streams.jsoncodec import JsonCodec
@@ -32,7 +33,7 @@ from headrace.streams.kafka import BATCH_BYTES, KafkaLog, laid_out
 from headrace.streams.log import NO_OFFSETS, Log, Partition, Reader, Sender, Writer
 from headrace.streams.recordbatches import build
 from headrace.streams.runner import MAX_BATCH_ROWS, Runner
-from headrace.streams.store import RocksStore
+from headrace.streams.store import RocksStore, Store
 from headrace.streams.task import Task
 from headrace.worker import SystemClock, collect_rarely, warm_up
 
@@ -125,7 +126,7 @@ async def profile(app: App, log: Log, folder: Path, events: int = EVENTS) -> lis
 
 async def _measure(stage: plan.Stage, number: int, log: Log, folder: Path, events: int, made: Profile) -> None:
     meter = Meter()
-    store = _Store(folder, meter)
+    store = _Store(RocksStore(folder), meter)
     task, follows = stage.build(number, store)
     codecs = _watch(task, meter)
     runner = Runner(task, _Dry(log, meter, task.changelog), SystemClock(), stage.group, follows, ahead=stage.ahead)
@@ -233,14 +234,14 @@ def _watch_operator(operator: Operator, meter: Meter) -> None:
     operator.process, operator.changes = processed, changed  # type: ignore[method-assign]
 
 
-class _Store(RocksStore):
+class _Store(Behind):
     """The store, metered."""
 
-    def __init__(self, path: Path, meter: Meter) -> None:
-        super().__init__(path)
+    def __init__(self, store: Store, meter: Meter) -> None:
+        super().__init__(store)
         self._meter = meter
 
-    def write(self, changes: Iterable[Change]) -> None:
+    def write(self, changes: Iterable[Change | Touched]) -> None:
         with self._meter.step("store rows in RocksDB"):
             super().write(changes)
 

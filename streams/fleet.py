@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from headrace.streams.batch import NEVER
+from headrace.streams.behind import on_disk
 from headrace.streams.closing import CLOSE_WITHIN
 from headrace.streams.log import Log, Partition
 from headrace.streams.membership import Assignment, Membership
@@ -16,7 +17,7 @@ from headrace.streams.runner import FENCED_WAIT, Clock, Follow, Progress, Runner
 from headrace.streams.sharing import Claim
 from headrace.streams.slots import Slot
 from headrace.streams.standby import Standby
-from headrace.streams.store import RocksStore, Store
+from headrace.streams.store import Store
 from headrace.streams.task import Task
 from headrace.streams.workers import TaskState, TaskStatus
 
@@ -85,7 +86,7 @@ class _Place:
 
     async def _play(self, role: Role) -> None:
         """Run the task, or follow it, until it ends or is wanted otherwise."""
-        store = RocksStore(self.fleet.slot.store(self.task))
+        store = on_disk(self.fleet.slot.store(self.task))
         task, follows = self.stage.build(self.task.number, store)
         part: Runner | Standby
         if role == "running":

@@ -337,6 +337,7 @@ class Runner:
         if work is None:
             if self._due():
                 await self.settle()
+            self.task.rest()
             return 0
         self.crash(2)
         if self._sender is None:

@@ -59,7 +59,10 @@ class Standby:
         reader = await self._log.reader({partition: task.position})
         try:
             while not self._stopping:
-                for fetched in await reader.fetch([partition], FETCH_ROWS, FOLLOW_WAIT):
+                got = await reader.fetch([partition], FETCH_ROWS, FOLLOW_WAIT)
+                if not got:
+                    task.rest()
+                for fetched in got:
                     if fetched.next_offset > task.position:
                         known = task.written
                         # After hours without a commit the next one follows the store's position: nothing was missed.

@@ -6,15 +6,16 @@ Its cycle has five steps, numbered the same in DESIGN, here and in `runner`:
 2. run the operators over it, changing hot state in place and noting the rows touched;
 3. in one log transaction produce outputs and one changelog record per touched row, and add the consumed offsets;
 4. commit;
-5. write the touched rows to the store in one batch, together with the changelog position.
+5. write the touched rows to the store, together with the changelog position.
 
 Before its first cycle it writes a barrier into its changelog and restores up to that: a log says where its end is from
 one node's memory, and a node that was cut off and has come back says so for a moment of a log that has moved on without
 it. What is written, no such node can take; whoever has read the barrier has read all that earlier owners committed.
 
-The store holds committed rows only; what is hot is a cache above it, and an operator that can reads in step 2 what it
-lacks. After an abort, a fence or an unknown outcome the hot state is thrown away and loaded again from the store and
-the changelog, by the same path as after a crash. A task knows no asyncio, no log and no clock.
+The store holds committed rows only, and may hold some back from the disk for a while (`behind`). What is hot is a cache
+above it, and an operator that can reads in step 2 what it lacks. After an abort, a fence or an unknown outcome the hot
+state is thrown away and loaded again from the store and the changelog, by the same path as after a crash. A task knows
+no asyncio, no log and no clock.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from headrace.streams.batch import (
     Record,
     Resident,
     Touched,
-    one_by_one,
 )
 from headrace.streams.errors import HeadraceError, OperatorError, ProgramChanged
 from headrace.streams.inputs import Input, Merge
@@ -123,6 +123,7 @@ class Task:
         self._resident = [operator for operator in self.operators if isinstance(operator, Resident)]
         self.changelog = changelog
         self._store = store
+        self._place: tuple[int, int] | None = None
         self._program = program
         self.hurries = hurries
 
@@ -142,16 +143,23 @@ class Task:
         return self._written()[1]
 
     def _written(self) -> tuple[int, int]:
-        position, _, at = (self._store.get(_POSITION) or b"0").partition(b" ")
-        return int(position), int(at or 0)
+        if self._place is None:
+            position, _, at = (self._store.get(_POSITION) or b"0").partition(b" ")
+            self._place = int(position), int(at or 0)
+        return self._place
+
+    def _write(self, changes: Iterable[Change | Touched], position: int, at: float) -> None:
+        self._store.write([*changes, (_POSITION, b"%d %d" % (position, at))])
+        self._place = position, int(at)
 
     def current(self, at: float) -> None:
         """Note that at this time the changelog held whatever changed after the position."""
-        self._store.write([(_POSITION, b"%d %d" % (self.position, at))])
+        self._write([], self.position, at)
 
     def forget(self) -> None:
         """Empty the store, to make it again from the whole changelog."""
         self._store.empty()
+        self._place = None
 
     def replay(self, fetched: Fetched, now: float = 0.0) -> None:
         """Bring the store forward by committed changelog records (recovery between steps 4 and 5).
@@ -162,7 +170,7 @@ class Task:
         commits = (at for key, at in zip(fetched.keys[::-1], fetched.timestamp[::-1], strict=True) if key != BARRIER)
         at = max(self.written, min(now, next(commits, 0) / 1000))
         newest = dict(zip([key or b"" for key in fetched.keys], fetched.values, strict=True))
-        self._store.write([*newest.items(), (_POSITION, b"%d %d" % (fetched.next_offset, at))])
+        self._write(newest.items(), fetched.next_offset, at)
 
     def expect(self, rows: int) -> None:
         """Note that about so many changelog records are still to be replayed."""
@@ -253,9 +261,13 @@ class Task:
 
     def keep(self, work: Work, position: int, at: float = 0.0) -> None:
         """Step 5. position: the changelog offset after this commit's records; at: as `written`."""
-        self._store.write([*one_by_one(work.changes), (_POSITION, b"%d %d" % (position, at))])
+        self._write(work.changes, position, at)
         for operator in self._resident:
             operator.kept()
+
+    def rest(self) -> None:
+        """Write what is held back of the store: nothing comes just now."""
+        self._store.rest()
 
     @property
     def residence(self) -> Residence:

@@ -10,9 +10,9 @@ from pathlib import Path
 import uvloop
 from headrace.streams import kernels
 from headrace.streams.address import parse_address
+from headrace.streams.behind import on_disk
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.runner import Runner
-from headrace.streams.store import RocksStore
 
 from benchmarks.nexmark.queries import QUERIES, Query
 from benchmarks.window import Clock
@@ -26,7 +26,7 @@ async def main(broker: str, folder: str, events: int, query: Query) -> None:
     log = KafkaLog(parse_address(broker))
     runners = []
     for i, stage in enumerate(plan.stages(query.app)):
-        task, follows = stage.build(0, RocksStore(Path(folder) / f"{query.name}-{i}"))
+        task, follows = stage.build(0, on_disk(Path(folder) / f"{query.name}-{i}"))
         # Without a group: what is measured are the tasks.
         runners.append(Runner(task, log, SystemClock(), stage.group, follows, ahead=stage.ahead))
     clock = Clock(events)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from headrace.streams.batch import Change
+from headrace.streams.batch import Change, Touched
+from headrace.streams.behind import Behind
 from headrace.streams.errors import Fenced
 from headrace.streams.log import Partition
 from headrace.streams.runner import Progress, Runner
@@ -130,7 +131,7 @@ class Disk(MemoryStore):
         super().__init__()
         self.handle: Handle | None = None
 
-    def open(self) -> Store:
+    def open(self) -> Handle:
         assert self.handle is None, "the store is held already"
         self.handle = Handle(self)
         return self.handle
@@ -141,9 +142,10 @@ class Handle:
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
-        self.get, self.rows, self.many, self.ordering = disk.get, disk.rows, disk.many, disk.ordering
+        self.get, self.rows, self.many = disk.get, disk.rows, disk.many
+        self.ordering, self.rest = disk.ordering, disk.rest
 
-    def write(self, changes: Iterable[Change]) -> None:
+    def write(self, changes: Iterable[Change | Touched]) -> None:
         assert self.disk.handle is self, "a store is written by one that does not hold it"
         self.disk.write(changes)
 
@@ -162,6 +164,7 @@ class Hosted:
 
     name: str
     place: Place
+    handle: Handle
     store: Store
     connection: Connection
     runner: Runner | None
@@ -299,6 +302,7 @@ class Fleet:
         for place in self.places:
             owner = self.owner(place)
             assert owner is not None, f"nobody has {place}"
+            owner[0].task.rest()
             self.ended[place], self.kept[place] = owner
         for worker in list(self.workers):
             self._kill(worker)
@@ -385,7 +389,7 @@ class Fleet:
             if self.world.running(name) and name != acting:
                 self.world.kill(name)
         for hosted in worker.hosted.values():
-            hosted.store.close()
+            hosted.handle.close()
 
     def _pause(self, worker: Worker, seconds: float) -> None:
         for name in (worker.name, *(h.name for h in worker.hosted.values())):
@@ -413,7 +417,8 @@ class Fleet:
             await self.world.sleep(self.world.random.random() * TOLD_WITHIN)
 
     def _begin(self, worker: Worker, place: Place, standby: bool = False) -> None:
-        store = self.disks.setdefault((worker.machine, place), Disk()).open()
+        handle = self.disks.setdefault((worker.machine, place), Disk()).open()
+        store = Behind(handle, self.world.random.choice([0, 1_000, 1 << 20]))
         stage, connection = self.stage(place), self.log.connect()
         task, follows = stage.build(place[1], store)
         self.moves += 1
@@ -431,7 +436,7 @@ class Fleet:
             ahead=stage.ahead,
             crash=lambda step: self._crash(worker, name),
         )
-        worker.hosted[place] = Hosted(name, place, store, connection, None if standby else one)
+        worker.hosted[place] = Hosted(name, place, handle, store, connection, None if standby else one)
         copy = Standby(task, connection, self.world, Progress(), self.world.wall)
         self.world.spawn(name, copy.run() if standby else self._run(one))
 

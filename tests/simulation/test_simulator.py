@@ -131,7 +131,8 @@ def goes_on_at_offsets_that_it_remembers(monkeypatch: pytest.MonkeyPatch) -> Non
             source.resume(offset, source.high)
 
     def disk(task: Task) -> object:
-        return getattr(task._store, "disk", task)  # the machine's, not the process's
+        handle = getattr(task._store, "_store", task._store)
+        return getattr(handle, "disk", task)  # the machine's, not the process's
 
     monkeypatch.setattr(Task, "keep", kept)
     monkeypatch.setattr(Task, "resume", resumed)

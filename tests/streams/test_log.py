@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,12 +162,21 @@ class KafkaGround:
     def silent(self) -> Iterator[None]:
         # Little patience, and only while nobody answers: at other times the machine may be slow.
         os.kill(self.process, signal.SIGSTOP)
+        while not self._stands():  # on a busy machine some threads answer for a moment more
+            time.sleep(0.01)
         try:
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(kafka, "ANSWER_WITHIN", 1.0)
                 yield
         finally:
             os.kill(self.process, signal.SIGCONT)
+
+    def _stands(self) -> bool:
+        threads = Path(f"/proc/{self.process}/task")
+        if not threads.exists():
+            return True  # a system that does not tell
+        stats = [(thread / "stat").read_text() for thread in threads.iterdir()]
+        return all(stat.rpartition(") ")[2][0] in "TtZX" for stat in stats)
 
     def headers(self, partition: Partition) -> list[tuple[tuple[str, bytes], ...]]:
         async def main() -> list[tuple[tuple[str, bytes], ...]]:
