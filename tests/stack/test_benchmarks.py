@@ -70,7 +70,7 @@ def test_engines_are_timed_by_one_client_from_publishing_to_the_committed_result
 def test_the_first_event_after_a_start_is_told_of() -> None:
     local = {"local broker": local_broker}
     with ThreadPoolExecutor(1) as thread:
-        [row] = thread.submit(lambda: asyncio.run(first.compared(local, first.CACHES[:1]))).result()
+        [row] = thread.submit(lambda: asyncio.run(first.compared(local, first.CASES[:1]))).result()
     assert row["said"][-1].startswith("ready")
     assert row["first_ms"] > 0
     assert row["next_p50_ms"] <= row["next_most_ms"]
