@@ -74,9 +74,10 @@ class Wrong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """make: the state, of so many bytes at least, or like another's; command: of the worker, before which all is ready.
+    """orders, told: its topics, of one partition.
 
-    folder: of the state, within the children's
+    make: commits a state of so many bytes to its changelog, or one as large as another's
+    command: of the worker; what it needs is compiled before it is told
     """
 
     name: str

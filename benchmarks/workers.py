@@ -108,7 +108,8 @@ def _row(number: int, partitions: int, told: Told, events: int, began: float, me
     plural = f"{number} worker{'s' * (number > 1)}, {partitions} partition{'s' * (partitions > 1)}"
     return {
         "name": plural, "guarantee": "exactly once", "workers": number, "partitions": partitions,
-        "events_per_s": round(events / (end - began)), "events_per_processor_s": round(events / spent),
+        "events_per_s": round(events / (end - began)),
+        "events_per_processor_s": round(events / spent) if spent else None,
         "processor_seconds": round(spent, 2),
     }  # fmt: skip
 
