@@ -16,7 +16,7 @@ from headrace.streams.task import BARRIER, Task, Work
 
 logger = logging.getLogger("headrace.streams")
 
-BATCH_ROWS, MAX_BATCH_ROWS = 2_000, 16_000
+BATCH_ROWS, MAX_BATCH_ROWS = 2_000, 32_000
 """Rows of one transaction: at first, enough to hide a commit's cost, and at most. An entity's row of state is written
 once for each of them, so that large ones cost less an event."""
 

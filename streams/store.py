@@ -128,7 +128,8 @@ class RocksStore:
         options.set_keep_log_file_num(2)
         options.set_level_zero_slowdown_writes_trigger(FILES_BESIDE)
         options.set_level_zero_stop_writes_trigger(FILES_BESIDE)
-        options.set_compression_type(DBCompressionType.lz4())
+        # What is young is soon written again.
+        options.set_compression_per_level([DBCompressionType.none()] * 2 + [DBCompressionType.lz4()] * 5)
         self._path = path
         self._ordering = True
         self._kept = time.monotonic()
