@@ -1,7 +1,9 @@
 """`make bench`, or `python -m benchmarks [--only NAME] [--repeats N] [--json FILE]`: the figures, each with its spread.
 
-Beside these, `make bench-broker` measures the local broker, `python benchmarks/features.py` features, and
-`python -m benchmarks.scale` what an event costs against the number of keys and of features.
+Beside these, `make bench-broker` measures the local broker, `python benchmarks/features.py` features,
+`python -m benchmarks.scale` what an event costs against the number of keys and of features (`--workers`: events/s over
+workers and partitions), `python -m benchmarks.latency` latency beside Kafka Streams and Flink (`--first`: the first
+event after a start), and `python -m benchmarks.restart` restarts with 1 GB of state, beside Kafka Streams.
 """
 
 from __future__ import annotations

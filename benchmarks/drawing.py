@@ -79,6 +79,6 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, str, float]]) -> str:
 
 
 def _round(value: float) -> float:
-    """The next number of one digit, or 2.5 of it, above."""
+    """The next number above whose quarters are short."""
     size = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return float(next(step * size for step in (1, 2, 4, 6, 8, 10) if step * size >= value))
+    return float(next(step * size for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * size >= value))

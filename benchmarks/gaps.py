@@ -24,8 +24,8 @@ from headrace.streams.publisher import Publisher, Row, encode
 
 import headrace as hr
 from benchmarks import customers
+from benchmarks.delays import RATE, TICK
 from benchmarks.figures import BROKERS, Broker, Figure, collected
-from benchmarks.latency import RATE, TICK
 from tests.kill.rig import Worker, Workers
 
 PARTITIONS = 8

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from headrace.streams.admin import ensure_topics
 
+from benchmarks.delays import RATE, WARM, measured, worker
 from benchmarks.figures import BROKERS, Broker, Figure, collected
-from benchmarks.latency import PROGRAMS, RATE, WARM, measured, worker
+from benchmarks.latency import PROGRAMS
 from benchmarks.window import OURS, app, job, publish, rows
 
 EVENTS = 200_000

@@ -29,8 +29,9 @@ from headrace.streams.log import Partition
 from headrace.streams.publisher import Publisher
 
 from benchmarks import bare, results
+from benchmarks.delays import CORES, worker
 from benchmarks.figures import local_broker, machine
-from benchmarks.latency import CORES, EXAMPLE, worker
+from benchmarks.latency import EXAMPLE
 from headrace import plan
 
 AT_ONCE = 2_000

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale [--quick]`: what an event costs, against the number of keys and of features.
+"""`python -m benchmarks.scale [--quick | --workers]`: what an event costs, against the number of keys and of features.
 
 A task on RocksDB, fed in this process: JSON in; features as JSON, changelog records and the write of state out. The log
 is left out: it costs the same whatever the state. Figures are processor time of the process, its threads that order
@@ -7,13 +7,18 @@ each as likely, and of keys drawn as they mostly are, few of them often. The las
 left, and tells the seconds to its first output.
 
 Writes benchmarks/results/scale.json, and beside it the charts.
+
+`--workers` measures something else: events/s over workers and partitions (see workers).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import logging
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,10 +38,11 @@ from headrace.streams.memory import Memory, parse_size
 from headrace.streams.task import Task
 
 import headrace as hr
-from benchmarks import results
+from benchmarks import results, workers
 from benchmarks.drawing import chart
 from benchmarks.figures import machine
 from headrace import plan
+from tests.stack import kafka
 
 KEYS = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 FEATURES = (1, 10, 30, 100)
@@ -250,6 +256,7 @@ def main() -> int:
         "python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer keys, features and events: a minute")
+    parser.add_argument("--workers", action="store_true", help="events/s over 1 and 2 workers and 1 to 32 partitions")
     parser.add_argument("--bound", default=BOUND, help="of hot state")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="the folder of what it writes")
     parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)
@@ -260,6 +267,15 @@ def main() -> int:
         print(json.dumps(measure(Path(folder), int(keys), int(count), bound, int(events))))
         return 0
     here = machine()
+    if chosen.workers:
+        print(here, flush=True)
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+        # What is started ends with its block, whatever ends this process.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        found = asyncio.run(workers.measured())
+        results.write(chosen.out / "workers.json", here, results.versions(kafka=kafka.VERSION), found)
+        (chosen.out / "workers.svg").write_text(workers.draw(found))
+        return 0
     print(f"{here}; bound {chosen.bound}", flush=True)
     keys = [n for n in KEYS if not chosen.quick or n <= QUICK]
     events = EVENTS // 5 if chosen.quick else EVENTS

@@ -31,8 +31,8 @@ from headrace.streams.log import Partition
 from headrace.streams.spans import Spans, woven
 
 from benchmarks import results
+from benchmarks.delays import CORES, worker
 from benchmarks.figures import local_broker, machine
-from benchmarks.latency import CORES, worker
 from benchmarks.window import KEYS, OURS, PER_SECOND, app
 from headrace import plan
 

@@ -24,7 +24,7 @@ import org.apache.kafka.streams.state.Stores;
 import org.apache.kafka.streams.state.WindowStore;
 
 /**
- * The window job by Kafka Streams: java WindowJob BROKER FOLDER INPUT OUTPUT.
+ * The window job by Kafka Streams: java WindowJob BROKER FOLDER INPUT OUTPUT [SETTING=VALUE...].
  *
  * A processor over a cached window store, rather than the DSL's aggregate: that tells of each event only without the
  * cache, and then writes state and changelog for each of them.
@@ -113,6 +113,10 @@ public class WindowJob {
         settings.put(StreamsConfig.consumerPrefix("max.partition.fetch.bytes"), 4 << 20);
         settings.put(StreamsConfig.producerPrefix("batch.size"), 256 << 10);
         settings.put(StreamsConfig.producerPrefix("linger.ms"), 100);
+        for (int n = 4; n < arguments.length; n++) {
+            String[] setting = arguments[n].split("=", 2);
+            settings.put(setting[0], setting[1]);
+        }
 
         Duration kept = Duration.ofHours(1);
         StoreBuilder<WindowStore<String, Total>> store = Stores.windowStoreBuilder(

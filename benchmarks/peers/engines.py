@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.peers import flink
 from benchmarks.peers.children import Children, Failed
 from benchmarks.peers.homes import environment, python
-from benchmarks.peers.job import TOPIC
+from benchmarks.peers.job import PARTITIONS, TOPIC
 from tests.stack import kafka, maven
 
 HERE = Path(__file__).parent
@@ -59,11 +59,15 @@ class Engine:
         return self.output or f"told-{self.name.lower().replace(' ', '-')}"
 
 
-def headrace() -> Start:
+OUR_JOB, OUR_TOPIC = "benchmarks.peers.headrace_job", "features.PerMinute"
+
+
+def headrace(partitions: int = PARTITIONS) -> Start:
     def start(place: Place) -> int:
-        program = ["-m", "headrace.worker", "benchmarks.peers.headrace_job"]
+        program = ["-m", "headrace.worker", OUR_JOB]
         command = [sys.executable, *program, "--broker", place.broker, "--data", str(place.children.folder / "data")]
-        return place.children.start("worker", command, worker=True, environment={"PYTHONPATH": str(ROOT)}).pid
+        environment = {"PYTHONPATH": str(ROOT), "PARTITIONS": str(partitions)}
+        return place.children.start("worker", command, worker=True, environment=environment).pid
 
     return start
 
@@ -75,31 +79,46 @@ KAFKA_STREAMS = (
 )
 
 
-def kafka_streams() -> Start:
-    for tool in ("javac", "mvn"):
-        if shutil.which(tool) is None:
-            raise Failed(f"{tool} is not on the PATH: `python -m tests.stack.provision` installs it")
-    jars = maven.jars(f"kafka-streams-{kafka.VERSION}", KAFKA_STREAMS, f"Kafka Streams {kafka.VERSION}")
+def kafka_streams(settings: Mapping[str, str] | None = None) -> Start:
+    """settings: beside WindowJob's."""
+    have_java()
+    told = [f"{name}={value}" for name, value in (settings or {}).items()]
 
     def start(place: Place) -> int:
-        folder = place.children.folder
-        compiling = ["javac", "-cp", f"{jars}/*", "-d", str(folder), str(HERE / "WindowJob.java")]
-        place.children.run("javac", compiling, COMPILED_WITHIN)
-        quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        command = ["java", HEAP, quiet, "-cp", f"{folder}:{jars}/*", "WindowJob", *place.job]
+        command = [*java_job("WindowJob", place.children), *place.job, *told]
         return place.children.start("worker", command, worker=True).pid
 
     return start
 
 
-def flink_sql() -> Start:
+def have_java() -> None:
+    """Raises Failed."""
+    for tool in ("javac", "mvn"):
+        if shutil.which(tool) is None:
+            raise Failed(f"{tool} is not on the PATH: `python -m tests.stack.provision` installs it")
+
+
+def java_job(name: str, children: Children) -> list[str]:
+    """The command of a job of this folder by Kafka Streams, compiled into the children's; what the job takes follows.
+
+    Raises Failed.
+    """
+    jars = maven.jars(f"kafka-streams-{kafka.VERSION}", KAFKA_STREAMS, f"Kafka Streams {kafka.VERSION}")
+    compiling = ["javac", "-cp", f"{jars}/*", "-d", str(children.folder), str(HERE / f"{name}.java")]
+    children.run("javac", compiling, COMPILED_WITHIN)
+    quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+    return ["java", HEAP, quiet, "-cp", f"{children.folder}:{jars}/*", name]
+
+
+def flink_sql(settings: Mapping[str, str] | None = None, bounded: str = "latest-offset") -> Start:
+    """settings: beside flink's; bounded: where the job ends, as the connector calls it."""
     home = flink.home()
 
     def start(place: Place) -> int:
-        cluster = flink.Flink(home, place.children)
+        cluster = flink.Flink(home, place.children, settings)
         cluster.start()
         job = (HERE / "window.sql").read_text()
-        cluster.submit(job.format(broker=place.broker, input=TOPIC, output=place.output))
+        cluster.submit(job.format(broker=place.broker, input=TOPIC, output=place.output, bounded=bounded))
         return cluster.worker
 
     return start
@@ -127,7 +146,7 @@ ENGINES = (
         importlib.metadata.version("headrace"),
         "exactly once; changelog, RocksDB",
         headrace,
-        output="features.PerMinute",
+        output=OUR_TOPIC,
     ),
     Engine(
         "Kafka Streams",

@@ -1,4 +1,9 @@
-"""The window job by Headrace: a program for `headrace worker`, as a user writes it."""
+"""The window job by Headrace: a program for `headrace worker`, as a user writes it.
+
+PARTITIONS of the environment is the app's.
+"""
+
+import os
 
 import headrace as hr
 
@@ -15,4 +20,4 @@ class PerMinute(hr.Features, of=Payment, by="user"):
     sum = hr.sum(hr.col.amount, hr.tumbling("60s"))
 
 
-app = hr.App("window", features=[PerMinute], partitions=4)
+app = hr.App("window", features=[PerMinute], partitions=int(os.environ.get("PARTITIONS", "4")))

@@ -82,19 +82,36 @@ def oracle(made: Events) -> Right:
     return Right(np.array(counts, np.int64), np.array(sums, np.float64))
 
 
-async def publish(broker: Address, made: Events) -> None:
-    """Each to the partition of its user, as Kafka's own clients choose it; in order of time within a partition."""
+async def publish(broker: Address, made: Events, partitions: int = PARTITIONS, *, at_once: bool = False) -> None:
+    """Each to the partition of its user, as Kafka's own clients choose it; in order of time within a partition.
+
+    at_once: in one transaction, so that readers of what is committed have nothing of it, and then all
+    """
     settings = {"retention.ms": "-1"}
-    await ensure_topics(broker, [Topic(TOPIC, "event", PARTITIONS, None, settings)])
-    keys = [b"u%d" % user for user in range(KEYS)]
-    partition = np.array([partition_of(key, PARTITIONS) for key in keys])[made.user]
+    await ensure_topics(broker, [Topic(TOPIC, "event", partitions, None, settings)])
     log = KafkaLog(broker, "headrace-bench")
-    sender = await log.sender()
+    if at_once:
+        writer = await log.writer("headrace-bench")
+        await writer.begin()
+        for some in blocks(made, partitions):
+            await writer.send(some, 0)
+        await writer.commit()
+        await writer.close()
+    else:
+        sender = await log.sender()
+        for some in blocks(made, partitions):
+            await sender.send(some, 0)
+        await sender.close()
+    await log.close()
+
+
+def blocks(made: Events, partitions: int) -> Iterator[list[Block]]:
+    """All of them, some at a time: a block for each partition."""
+    keys = [b"u%d" % user for user in range(KEYS)]
+    partition = np.array([partition_of(key, partitions) for key in keys])[made.user]
     for begin in range(0, len(made), SENT_TOGETHER):
         end = min(begin + SENT_TOGETHER, len(made))
         each = Spans.of([keys[user] for user in made.user[begin:end].tolist()])
         values = Spans.of(list(made.values(begin, end)))
-        there = [np.flatnonzero(partition[begin:end] == number) for number in range(PARTITIONS)]
-        await sender.send([Block(TOPIC, each.take(r), values.take(r), n) for n, r in enumerate(there)], 0)
-    await sender.close()
-    await log.close()
+        there = [np.flatnonzero(partition[begin:end] == number) for number in range(partitions)]
+        yield [Block(TOPIC, each.take(r), values.take(r), n) for n, r in enumerate(there) if len(r)]

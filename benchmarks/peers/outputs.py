@@ -30,14 +30,17 @@ class Wrong(Exception):
     """An engine's output is not the job's."""
 
 
-class _Value(msgspec.Struct, gc=False):
-    """The time as `ts`, in ms, or as `at`, a text of ISO 8601."""
+class Payment(msgspec.Struct, gc=False):
+    """Whose an event is, and when. The time is `ts`, in ms, or `at`, a text of ISO 8601."""
 
     user: str
-    count: int
-    sum: float
     ts: int = 0
     at: datetime | None = None
+
+
+class _Value(Payment, gc=False, kw_only=True):
+    count: int
+    sum: float
 
     @property
     def window(self) -> int:
@@ -58,15 +61,15 @@ class Told:
         return len(self.user)
 
 
-async def make_topic(broker: Address, name: str) -> None:
+async def make_topic(broker: Address, name: str, partitions: int = PARTITIONS) -> None:
     settings = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
-    await ensure_topics(broker, [Topic(name, "features", PARTITIONS, None, settings)])
+    await ensure_topics(broker, [Topic(name, "features", partitions, None, settings)])
 
 
 class Outputs:
     """The topic that an engine writes."""
 
-    def __init__(self, broker: Address, topic: str) -> None:
+    def __init__(self, broker: Address, topic: str, partitions: int = PARTITIONS) -> None:
         settings = {
             "bootstrap.servers": broker.bootstrap,
             "group.id": "headrace-bench",
@@ -75,7 +78,7 @@ class Outputs:
             "enable.partition.eof": True,
         }
         self._consumer = Consumer(settings)
-        self._partitions = [TopicPartition(topic, number, 0) for number in range(PARTITIONS)]
+        self._partitions = [TopicPartition(topic, number, 0) for number in range(partitions)]
 
     def end(self) -> int:
         """Records that are there, transactions' markers among them and what is not committed."""
@@ -87,7 +90,7 @@ class Outputs:
         users, windows, counts, appended, sums = array("q"), array("q"), array("q"), array("q"), array("d")
         decode = msgspec.json.Decoder(_Value).decode
         ended = 0
-        while ended < PARTITIONS:
+        while ended < len(self._partitions):
             messages = self._consumer.consume(READ_TOGETHER, SILENT)
             if not messages:
                 raise Wrong("its topic could not be read to its end")

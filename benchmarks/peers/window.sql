@@ -7,7 +7,7 @@ CREATE TABLE payments (
 ) WITH (
   'connector' = 'kafka', 'topic' = '{input}', 'properties.bootstrap.servers' = '{broker}',
   'properties.group.id' = 'window-flink', 'properties.max.partition.fetch.bytes' = '4194304',
-  'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset', 'format' = 'json'
+  'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = '{bounded}', 'format' = 'json'
 );
 
 CREATE TABLE told (`user` STRING, ts BIGINT, `count` BIGINT, `sum` DOUBLE) WITH (

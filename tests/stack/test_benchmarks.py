@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from headrace.streams.membership import SESSION
 
-from benchmarks import gaps, recovery, window
+from benchmarks import first, gaps, recovery, restart, window, workers
 from benchmarks.figures import local_broker
+from benchmarks.peers import latencies
 from benchmarks.peers.__main__ import compared
 from benchmarks.peers.engines import ENGINES
 
@@ -47,3 +48,37 @@ def test_engines_of_the_window_job_are_judged_on_apache_kafka() -> None:
         rows = thread.submit(lambda: asyncio.run(compared(two, 100_000, 10.0))).result()
     assert [row.engine.name for row in rows] == ["Headrace", "Kafka Streams"]
     assert all(row.span.events_per_s > 0 for row in rows)
+
+
+def test_a_worker_is_back_with_its_whole_state_however_it_ended() -> None:
+    # That no state is lost, and every event told of once, is checked in it.
+    with ThreadPoolExecutor(1) as thread:
+        rows = thread.submit(lambda: asyncio.run(restart.compared(1_000_000, load=0.5))).result()
+    assert [row["name"] for row in rows] == ["Headrace"] * 3 + ["Kafka Streams"] * 3
+    assert [row["case"] for row in rows] == [*restart.CASES] * 2
+    assert len({row["rows_of_state"] for row in rows}) == 1
+    assert all(row["seconds"] > 0 and row["outputs_checked"] for row in rows)
+
+
+def test_engines_are_timed_by_one_client_from_publishing_to_the_committed_result() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        rows = thread.submit(lambda: asyncio.run(latencies.compared([200], 1.0, latencies.QUICK[:2], 0.0))).result()
+    assert [row["name"] for row in rows] == ["Headrace on Kafka, the peers' job", "Kafka Streams"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+
+
+def test_the_first_event_after_a_start_is_told_of() -> None:
+    local = {"local broker": local_broker}
+    with ThreadPoolExecutor(1) as thread:
+        [row] = thread.submit(lambda: asyncio.run(first.compared(local, first.CASES[:1]))).result()
+    assert row["said"][-1].startswith("ready")
+    assert row["first_ms"] > 0
+    assert row["next_p50_ms"] <= row["next_most_ms"]
+
+
+def test_workers_that_share_the_partitions_tell_of_every_event_once() -> None:
+    # What they tell is checked in it.
+    with ThreadPoolExecutor(1) as thread:
+        [row] = thread.submit(lambda: asyncio.run(workers.measured([2], [2], 20_000))).result()
+    assert row["name"] == "2 workers, 2 partitions"
+    assert row["events_per_s"] > 0

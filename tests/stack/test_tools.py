@@ -200,9 +200,7 @@ def plain(text: str, address: Address, folder: str) -> list[str]:
 
 
 @pytest.mark.timeout(3 * JAVA_WITHIN)
-def test_kafkas_own_tools_see_no_difference(
-    tools: list[str], apache: Address, broker: Address, tmp_path: Path
-) -> None:
+def test_kafkas_own_tools_see_no_difference(tools: list[str], apache: Address, broker: Address, tmp_path: Path) -> None:
     found: list[dict[str, list[str]]] = []
     for address in (apache, broker):
         held: list[Consumer] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from headrace.streams import store as disk
 from headrace.streams.batch import Change, Touched, one_by_one
-from headrace.streams.behind import FEW, Behind, newest
+from headrace.streams.behind import FEW, Behind, _columns, newest
 from headrace.streams.errors import StateError
 from headrace.streams.spans import Spans
 from headrace.streams.store import MemoryStore, RocksStore
@@ -125,3 +125,10 @@ def test_what_was_written_long_ago_survives_a_kill_and_a_close_keeps_all(
     again = RocksStore(tmp_path)
     assert list(again.rows(b"")) == [(b"a", b"1"), (b"b", b"2")]
     again.close()
+
+
+def test_rows_that_come_one_by_one_become_columns_together() -> None:
+    touched = Touched(Spans.of([b"c", b"d"]), Spans.of([b"3", None]))
+    made = list(_columns([(b"a", b"1"), (b"b", None), touched, (b"e", b"5")]))
+    assert [list(one.keys) for one in made] == [[b"a", b"b"], [b"c", b"d"], [b"e"]]
+    assert [list(one.values) for one in made] == [[b"1", None], [b"3", None], [b"5"]]
