@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 from headrace.streams.batch import (
     NEVER,
     Batch,
@@ -41,7 +42,7 @@ from headrace.streams.errors import HeadraceError, OperatorError, ProgramChanged
 from headrace.streams.inputs import Input, Merge
 from headrace.streams.log import Fetched, Partition
 from headrace.streams.memory import Residence
-from headrace.streams.spans import woven
+from headrace.streams.spans import Spans, woven
 from headrace.streams.store import Shelf, Store
 
 MARK = b"\x00mark"
@@ -169,8 +170,9 @@ class Task:
         # Whatever follows a commit was written after it. A barrier may follow what is gone already.
         commits = (at for key, at in zip(fetched.keys[::-1], fetched.timestamp[::-1], strict=True) if key != BARRIER)
         at = max(self.written, min(now, next(commits, 0) / 1000))
-        newest = dict(zip([key or b"" for key in fetched.keys], fetched.values, strict=True))
-        self._write(newest.items(), fetched.next_offset, at)
+        keys = Spans.of(fetched.keys)
+        keys = Spans(keys.data, keys.start, np.maximum(keys.length, 0))  # none of ours is missing
+        self._write([Touched(keys, Spans.of(fetched.values))], fetched.next_offset, at)
 
     def expect(self, rows: int) -> None:
         """Note that about so many changelog records are still to be replayed."""
