@@ -69,7 +69,8 @@ class Stage:
     """Tasks of one kind, one for each partition.
 
     build: (partition, store) to the task and what it follows beside its inputs
-    ahead: outputs published at least once, ahead of their transaction
+    unread: outputs that no stage of the application reads
+    ahead:  outputs published at least once, ahead of their transaction
     """
 
     name: str
@@ -78,6 +79,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     build: Callable[[int, Store], tuple[Task, list[Follow]]]
+    unread: frozenset[str] = frozenset()
     ahead: frozenset[str] = frozenset()
 
     @property
@@ -209,10 +211,11 @@ def stages(
         scored = [m for m in models if m.on.contract.topic == main]
         made.append(_event_stage(app, known, main, here, scored, refused_by, now, memory))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
+    read = {REGISTRY}.union(*(s.inputs for s in made))
+    made = [replace(s, unread=frozenset(s.outputs) - read) for s in made]
     if app.guarantee == "at_least_once":
         # What this application reads itself stays in the transaction: its state and its models are exact either way.
-        read = {REGISTRY}.union(*(s.inputs for s in made))
-        made = [replace(s, ahead=frozenset(s.outputs) - read) for s in made]
+        made = [replace(s, ahead=s.unread) for s in made]
     return tuple(made)
 
 

@@ -45,6 +45,9 @@ class Stage(Protocol):
     @property
     def changelog(self) -> str: ...
     @property
+    def unread(self) -> frozenset[str]: ...
+
+    @property
     def ahead(self) -> frozenset[str]: ...
     @property
     def build(self) -> Callable[[int, Store], tuple[Task, list[Follow]]]: ...
@@ -202,7 +205,15 @@ class Fleet:
     ) -> Runner:
         """What runs a task; a seam for tests that crash it."""
         return Runner(
-            task, self.log, self.clock, stage.group, follows, ahead=stage.ahead, ours=ours, progress=progress
+            task,
+            self.log,
+            self.clock,
+            stage.group,
+            follows,
+            unread=stage.unread,
+            ahead=stage.ahead,
+            ours=ours,
+            progress=progress,
         )
 
     async def run(self) -> None:

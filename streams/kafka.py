@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -399,12 +399,12 @@ class _Writer(_Sender):
             await self._ask(self._producer.begin_transaction())
         self._prepared = None
 
-    async def prepare(self, group: str) -> None:
+    async def prepare(self, group: str, topics: Collection[str]) -> None:
         if self._fenced or self._prepared is not None or not self._named:
             return
         await self._ask(self._producer.begin_transaction())
         self._prepared = time.monotonic()
-        rawio.announce(self._producer, self._named, group)
+        rawio.announce(self._producer, [p for p in self._named if p.topic in topics], group)
 
     async def rest(self, after: float = PREPARED_FOR) -> None:
         if self._prepared is not None and time.monotonic() - self._prepared >= after:

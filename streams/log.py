@@ -6,7 +6,7 @@ suite (tests/streams/test_log.py) states what every implementation keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -88,8 +88,8 @@ class Writer(Sender, Protocol):
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         """Open a transaction, or go on with the one prepared. offsets: the group's, set by its commit."""
 
-    async def prepare(self, group: str) -> None:
-        """Open the next transaction while this one is open, on what the last ones wrote to.
+    async def prepare(self, group: str, topics: Collection[str]) -> None:
+        """Open the next transaction while this one is open, on what the last ones wrote to of these topics.
 
         So it needs half the round trips once its records are there. Until then it holds nobody back, but the log aborts
         it after a minute and fences its owner: whoever has nothing for it calls `rest` from time to time.
@@ -144,8 +144,8 @@ class Turns:
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         await self._writers[self._turn].begin(group, offsets)
 
-    async def prepare(self, group: str) -> None:
-        await self._writers[self._after()].prepare(group)
+    async def prepare(self, group: str, topics: Collection[str]) -> None:
+        await self._writers[self._after()].prepare(group, topics)
 
     async def rest(self, after: float = PREPARED_FOR) -> None:
         for writer in self._writers:

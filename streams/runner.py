@@ -195,6 +195,8 @@ class Runner:
     """One task on one log.
 
     `start` then `step` again and again; `run` does both until `stop` and survives failures of the log.
+    unread: topics whose next transaction may be opened before it is known whether it has anything for them: each then
+           has a marker in it all the same, and whoever counts what is left of a topic by offsets is misled
     ahead: topics published at once, at least once, and not in the transaction with state and offsets, which then
            settles several batches: a crash publishes some of them again, with the same ids. Nothing that this
            application reads belongs here, so that what is computed stays exactly once.
@@ -212,6 +214,7 @@ class Runner:
     follows: list[Follow] = field(default_factory=list)
     batch_rows: int = MAX_BATCH_ROWS
     idle_after: float = IDLE_AFTER
+    unread: frozenset[str] = frozenset()
     ahead: frozenset[str] = frozenset()
     ours: Callable[[], Awaitable[bool]] | None = None
     wall: Callable[[], float] = time.time
@@ -384,7 +387,7 @@ class Runner:
             # 3. produce outputs and changelog, the consumed offsets beside them
             await writer.begin(self.group, work.offsets)
             if self._sender is None and self.clock.now() - self._asked < PREPARE_WITHIN:
-                await writer.prepare(self.group)
+                await writer.prepare(self.group, self.unread | {self.task.changelog.topic})
             logged = self.task.logged(work.changes)
             ends = await writer.send([*work.records, *logged], self.task.number)
             self.crash(3)

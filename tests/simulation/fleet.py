@@ -433,6 +433,7 @@ class Fleet:
             wall=self.world.wall,
             batch_rows=self.world.random.choice([1, 3, 50]),
             idle_after=IDLE_AFTER,
+            unread=stage.unread,
             ahead=stage.ahead,
             crash=lambda step: self._crash(worker, name),
         )

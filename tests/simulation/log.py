@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -430,7 +430,7 @@ class _Writer:
             await self._open()
         self._prepared = None
 
-    async def prepare(self, group: str) -> None:
+    async def prepare(self, group: str, topics: Collection[str]) -> None:
         if self._prepared is None:
             await self._open()
             self._prepared = self._log.world.time

@@ -493,9 +493,10 @@ def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(
 
 async def commit_and_prepare(writer: Writer, records: Sequence[Record], offsets: Mapping[Partition, int]) -> None:
     await writer.begin("contract", offsets)
-    await writer.prepare("contract")
+    topics = {r.topic for r in records}
+    await writer.prepare("contract", topics)
     await writer.send(records, 0)
-    await writer.prepare("contract")
+    await writer.prepare("contract", topics)
     await writer.commit()
 
 
@@ -554,14 +555,19 @@ def test_a_newer_writer_fences_one_that_has_prepared(ground: Ground) -> None:
     ground.run(scenario)
 
 
-def test_what_is_prepared_needs_no_request_before_its_records(served: KafkaGround) -> None:
-    topic = served.topic()
-    here = Partition(topic, 0)
+def test_what_is_prepared_needs_no_request_before_its_records_and_leaves_no_mark_elsewhere(
+    served: KafkaGround,
+) -> None:
+    topic, other = served.topic(), served.topic()
+    here, there = Partition(topic, 0), Partition(other, 0)
 
     async def scenario(client: Client) -> None:
         writer = await client.writer(f"owner-{topic}")
-        for turn in range(4):
-            await commit_and_prepare(writer, [record(topic, f"{turn}")], {here: turn})
+        for turn in range(5):
+            await writer.begin("contract", {here: turn})
+            await writer.prepare("contract", {topic})
+            await writer.send([record(topic, f"{turn}"), *([record(other, f"{turn}")] if turn < 4 else [])], 0)
+            await writer.commit()
         transaction = writer._writers[writer._turn]._producer._txn_manager  # type: ignore[attr-defined]
         until = time.monotonic() + 10
         while transaction.txn_partitions != {TopicPartition(topic, 0)} or not transaction._txn_consumer_group:
@@ -569,6 +575,9 @@ def test_what_is_prepared_needs_no_request_before_its_records(served: KafkaGroun
             await asyncio.sleep(0.01)
         assert not transaction.partitions_to_add()
         assert transaction.consumer_group_to_add() is None
+        await writer.rest(0.0)
+        assert await values(client, there) == {there: [b"0", b"1", b"2", b"3"]}
+        assert await client.log.ends([there]) == {there: 8}
 
     served.run(scenario)
 
