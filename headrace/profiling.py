@@ -289,6 +289,12 @@ class _Nowhere:
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         pass
 
+    async def prepare(self, group: str) -> None:
+        pass
+
+    async def rest(self, after: float = 0.0) -> None:
+        pass
+
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         by_topic: dict[str, list[Record | Block]] = defaultdict(list)
         for output in records:

@@ -34,7 +34,7 @@ from headrace.streams.errors import (
     RecordTooLarge,
     TransactionUnknown,
 )
-from headrace.streams.log import NO_OFFSETS, Fetched, Partition, Reader, Sender, Turns, Writer
+from headrace.streams.log import NO_OFFSETS, PREPARED_FOR, Fetched, Partition, Reader, Sender, Turns, Writer
 from headrace.streams.recordbatches import Columns
 from headrace.streams.spans import Spans
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ batches of 10,000, and each costs as much Python whatever is in it."""
 BACKOFF_MS = 10
 """Between attempts to write. A transaction that begins before the last one's markers are written is tried again after
 this; aiokafka's own 100 ms doubled the time of a commit on Kafka."""
+
+IDS = 3
+"""Transactional ids of a writer, in turn."""
 
 TRANSACTION_WITHIN_MS = 60_000
 """After this long without an end the log aborts a dead owner's transaction, so that readers go on."""
@@ -108,8 +111,9 @@ class KafkaLog:
         return _Reader(consumer)
 
     async def writer(self, owner: str) -> Writer:
-        # Two producers in turn: on Kafka one that begins again at once finds its last markers unwritten and waits.
-        return Turns([_Writer(p, self.whole) for p in await self._producers(f"{owner}.0", f"{owner}.1")])
+        # On Kafka a producer that begins again at once finds its last markers unwritten and waits: so while one is at
+        # work the next opens its transaction, and of the last the markers are written.
+        return Turns([_Writer(p, self.whole) for p in await self._producers(*(f"{owner}.{n}" for n in range(IDS)))])
 
     async def sender(self) -> Sender:
         [producer] = await self._producers(None)
@@ -379,18 +383,38 @@ class _Sender:
 
 
 class _Writer(_Sender):
+    """prepared: when the open transaction was, monotonic seconds; None where none is or it is in use."""
+
     transactional = True
     _beside: asyncio.Future[None] | None = None
+    _named: tuple[Partition, ...] = ()
+    _prepared: float | None = None
 
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
+        await self.rest()
         self._takes = {TopicPartition(*p): offset for p, offset in offsets.items()}, group
+        if self._prepared is None:
+            await self._ask(self._producer.begin_transaction())
+        self._prepared = None
+
+    async def prepare(self, group: str) -> None:
+        if self._fenced or self._prepared is not None or not self._named:
+            return
         await self._ask(self._producer.begin_transaction())
+        self._prepared = time.monotonic()
+        rawio.announce(self._producer, self._named, group)
+
+    async def rest(self, after: float = PREPARED_FOR) -> None:
+        if self._prepared is not None and time.monotonic() - self._prepared >= after:
+            self._prepared = None
+            await self.abort()
 
     def _announce(self, partitions: Iterable[Partition]) -> None:
         # At once: else a request is sent for the first of them, and another, a round trip later, for the others.
-        rawio.announce(self._producer, partitions)
+        self._named = tuple(partitions)
+        rawio.announce(self._producer, self._named)
 
     def _offsets(self) -> asyncio.Future[None] | None:
         # Beside the records, two round trips of a transaction cost no time of their own.

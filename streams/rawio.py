@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.memory_records import MemoryRecords
 from headrace.streams import recordbatches
@@ -54,13 +55,42 @@ def take_columns(consumer: AIOKafkaConsumer) -> None:
     consumer._fetcher.__class__ = _Fetcher
 
 
-def announce(producer: AIOKafkaProducer, partitions: Iterable[tuple[str, int]]) -> None:
-    """Have a producer's open transaction take these partitions, by one request; those it knows nothing of, later."""
-    if not producer._txn_manager.is_in_transaction():
+def announce(producer: AIOKafkaProducer, partitions: Iterable[tuple[str, int]], group: str = "") -> None:
+    """Have a producer's open transaction take these partitions, by one request; those it knows nothing of, later.
+
+    group: whose offsets it will set, by another
+    """
+    transaction = producer._txn_manager
+    if not transaction.is_in_transaction():
         return  # it has failed, as whoever sends will hear
     for topic, number in partitions:
         if number in (producer._metadata.partitions_for_topic(topic) or ()):
-            producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, number))
+            transaction.maybe_add_partition_to_txn(TopicPartition(topic, number))
+    if group:
+        transaction.__class__ = _Transaction
+        transaction.group = group
+        transaction.notify_task_waiter()
+
+
+class _Transaction(TransactionManager):  # type: ignore[misc]  # aiokafka is untyped
+    """aiokafka's own, to which a group is added before its offsets are known.
+
+    group: to be added to the open transaction; empty where none is, or it was
+    """
+
+    group = ""
+
+    def begin_transaction(self) -> None:
+        self.group = ""
+        super().begin_transaction()
+
+    def consumer_group_to_add(self) -> str | None:
+        announced = self.group if self.is_in_transaction() else ""
+        return announced or super().consumer_group_to_add()
+
+    def consumer_group_added(self, group_id: str) -> None:
+        self.group = ""
+        super().consumer_group_added(group_id)
 
 
 class Built:

@@ -49,6 +49,10 @@ FENCED_WAIT = 0.5
 """Seconds before a fenced task asks whether it is still this worker's: two owners may cross while the group gathers,
 and the one that is to have it should not take it back and forth."""
 
+PREPARE_WITHIN = 1.0
+"""Seconds of reading and operators up to which the next transaction is opened beside this one. A task that takes long
+would be fenced by the log, again and again, while its operators work."""
+
 TOMBSTONES_KEPT = 24 * 3600.0
 """Seconds for which a changelog keeps the mark of a deleted row (its delete.retention.ms). A store that missed the mark
 would keep the row for ever."""
@@ -338,6 +342,7 @@ class Runner:
             if self._due():
                 await self.settle()
             self.task.rest()
+            await self._writer.rest()
             return 0
         self.crash(2)
         if self._sender is None:
@@ -378,6 +383,8 @@ class Runner:
         try:
             # 3. produce outputs and changelog, the consumed offsets beside them
             await writer.begin(self.group, work.offsets)
+            if self._sender is None and self.clock.now() - self._asked < PREPARE_WITHIN:
+                await writer.prepare(self.group)
             logged = self.task.logged(work.changes)
             ends = await writer.send([*work.records, *logged], self.task.number)
             self.crash(3)
@@ -419,12 +426,18 @@ class Runner:
                     if self.progress.commits > commits:
                         retries, wait, commits = 0, RETRY_FIRST, self.progress.commits
                 await self.settle()
+                if self._writer is not None:
+                    await self._writer.rest(0.0)
                 break
             except Fenced:
                 self.progress.fenced += 1
                 if self.ours is None:
                     raise
-                logger.info("task %s-%d was taken over by another worker", self.task.name, self.task.number)
+                logger.info(
+                    "task %s-%d was taken over by another worker, or this one stood still for a minute",
+                    self.task.name,
+                    self.task.number,
+                )
                 await self.close()
                 await self.clock.sleep(FENCED_WAIT)
             except (LogUnavailable, TransactionUnknown) as error:

@@ -78,6 +78,12 @@ class CarelessWriter:
                 os.kill(os.getpid(), signal.SIGKILL)
         return {p: (await last).offset + 1 for p, last in sent.items()}
 
+    async def prepare(self, group: str) -> None:
+        pass
+
+    async def rest(self, after: float = 0.0) -> None:
+        pass
+
     async def commit(self) -> None:
         group, offsets = self._takes
         if not offsets:

@@ -491,6 +491,88 @@ def test_a_writer_that_was_found_fenced_says_at_each_batch_that_it_cannot_write(
     assert "never retrieved" not in caplog.text
 
 
+async def commit_and_prepare(writer: Writer, records: Sequence[Record], offsets: Mapping[Partition, int]) -> None:
+    await writer.begin("contract", offsets)
+    await writer.prepare("contract")
+    await writer.send(records, 0)
+    await writer.prepare("contract")
+    await writer.commit()
+
+
+def test_a_prepared_transaction_holds_nobody_back_and_is_the_next(ground: Ground) -> None:
+    topic = ground.topic(2)
+    here, there, source = Partition(topic, 0), Partition(topic, 1), Partition(ground.topic(), 0)
+
+    async def scenario(client: Client) -> None:
+        writer, other = await client.writer(f"owner-{topic}"), await client.writer(f"other-{topic}")
+        for turn in range(5):
+            await commit_and_prepare(writer, [record(topic, f"{turn}")], {source: turn + 1})
+        await client.clock.sleep(0.2)
+        await commit(other, [record(topic, "other")])
+        assert await values(client, here) == {here: [b"0", b"1", b"2", b"3", b"4", b"other"]}
+        assert await client.log.committed("contract", [source]) == {source: 5}
+        await commit(writer, [record(topic, "5"), record(topic, "6", 1)], {source: 6})
+        found = await values(client, here, there)
+        assert found == {here: [b"0", b"1", b"2", b"3", b"4", b"other", b"5"], there: [b"6"]}
+        assert await client.log.committed("contract", [source]) == {source: 6}
+
+    ground.run(scenario)
+
+
+def test_a_prepared_transaction_is_given_up_after_a_while_and_writing_goes_on(ground: Ground) -> None:
+    topic = ground.topic()
+    here, source = Partition(topic, 0), Partition(ground.topic(), 0)
+
+    async def scenario(client: Client) -> None:
+        writer = await client.writer(f"owner-{topic}")
+        for turn in range(9):
+            await commit_and_prepare(writer, [record(topic, f"{turn}")], {source: turn + 1})
+            await writer.rest(0.0 if turn % 3 == 0 else 60.0)
+            await writer.rest(0.0 if turn % 3 == 1 else 60.0)
+        assert await values(client, here) == {here: [b"%d" % turn for turn in range(9)]}
+        assert await client.log.committed("contract", [source]) == {source: 9}
+
+    ground.run(scenario)
+
+
+def test_a_newer_writer_fences_one_that_has_prepared(ground: Ground) -> None:
+    topic = ground.topic()
+    here, source = Partition(topic, 0), Partition(ground.topic(), 0)
+
+    async def scenario(client: Client) -> None:
+        old = await client.writer(f"owner-{topic}")
+        for turn in range(4):
+            await commit_and_prepare(old, [record(topic, f"{turn}")], {source: turn})
+        new = await client.writer(f"owner-{topic}")
+        await commit(new, [record(topic, "new")])
+        for _ in range(2):
+            with pytest.raises(Fenced):
+                await commit(old, [record(topic, "old")])
+        await commit(new, [record(topic, "newer")])
+        assert await values(client, here) == {here: [b"0", b"1", b"2", b"3", b"new", b"newer"]}
+
+    ground.run(scenario)
+
+
+def test_what_is_prepared_needs_no_request_before_its_records(served: KafkaGround) -> None:
+    topic = served.topic()
+    here = Partition(topic, 0)
+
+    async def scenario(client: Client) -> None:
+        writer = await client.writer(f"owner-{topic}")
+        for turn in range(4):
+            await commit_and_prepare(writer, [record(topic, f"{turn}")], {here: turn})
+        transaction = writer._writers[writer._turn]._producer._txn_manager  # type: ignore[attr-defined]
+        until = time.monotonic() + 10
+        while transaction.txn_partitions != {TopicPartition(topic, 0)} or not transaction._txn_consumer_group:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+        assert not transaction.partitions_to_add()
+        assert transaction.consumer_group_to_add() is None
+
+    served.run(scenario)
+
+
 def test_writers_of_different_owners_leave_each_other_alone(ground: Ground) -> None:
     topic = ground.topic()
     here = Partition(topic, 0)
