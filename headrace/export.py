@@ -27,7 +27,7 @@ from headrace.streams.batch import NEVER, Told
 from headrace.streams.durations import when
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Log
-from headrace.streams.store import RocksStore
+from headrace.streams.rocks import RocksStore
 from headrace.streams.task import MARK, Mark
 
 Row = dict[str, Any]

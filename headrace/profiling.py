@@ -32,8 +32,9 @@ from headrace.streams.jsoncodec import JsonCodec
 from headrace.streams.kafka import BATCH_BYTES, KafkaLog, laid_out
 from headrace.streams.log import NO_OFFSETS, Log, Partition, Reader, Sender, Writer
 from headrace.streams.recordbatches import build
+from headrace.streams.rocks import RocksStore
 from headrace.streams.runner import MAX_BATCH_ROWS, Runner
-from headrace.streams.store import RocksStore, Store
+from headrace.streams.store import Store
 from headrace.streams.task import Task
 from headrace.worker import SystemClock, collect_rarely, warm_up
 

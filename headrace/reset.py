@@ -39,8 +39,8 @@ from headrace.streams.admin import ensure_topics
 from headrace.streams.batch import NEVER, Record
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Log, Partition
+from headrace.streams.rocks import RocksStore
 from headrace.streams.roster import read_crew
-from headrace.streams.store import RocksStore
 from headrace.streams.task import MARK, RESETTING, Mark
 from headrace.streams.topics import Topic
 from headrace.streams.traffic import Traffic

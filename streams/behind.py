@@ -12,8 +12,9 @@ import numpy as np
 from headrace.streams.batch import Change, Touched, one_by_one
 from headrace.streams.errors import StateError
 from headrace.streams.index import Names
+from headrace.streams.rocks import RocksStore
 from headrace.streams.spans import Spans
-from headrace.streams.store import Found, RocksStore, Store
+from headrace.streams.store import Found, Store
 
 HELD_BYTES = 2 << 20
 """Held of one store before it is written: some 20,000 rows, for which RocksDB needs some 30 ms."""

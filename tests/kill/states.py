@@ -20,8 +20,9 @@ from headrace.models import artifacts, versions
 from headrace.models.learner import Learner
 from headrace.streams.batch import Record, record_by_record
 from headrace.streams.log import Fetched, Log, Partition
+from headrace.streams.rocks import RocksStore
 from headrace.streams.runner import Follow
-from headrace.streams.store import MemoryStore, RocksStore, Store
+from headrace.streams.store import MemoryStore, Store
 from headrace.streams.task import Task
 
 from headrace.app import App

@@ -18,8 +18,8 @@ import pytest
 from headrace.streams.batch import Record
 from headrace.streams.log import Partition
 from headrace.streams.publisher import partition_of
+from headrace.streams.rocks import RocksStore
 from headrace.streams.runner import Runner
-from headrace.streams.store import RocksStore
 
 from headrace.plan import stages
 from tests.headrace.test_export import alone

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.streams import store as disk
+from headrace.streams import rocks as disk
 from headrace.streams.batch import Change, Touched, one_by_one
 from headrace.streams.behind import FEW, Behind, _columns, newest
 from headrace.streams.errors import StateError
+from headrace.streams.rocks import RocksStore
 from headrace.streams.spans import Spans
-from headrace.streams.store import MemoryStore, RocksStore
+from headrace.streams.store import MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -17,8 +17,9 @@ from headrace.streams.expressions import Expression, col
 from headrace.streams.features import Features, operator
 from headrace.streams.filter import Filter
 from headrace.streams.memory import SHARE_KEPT, Memory, parse_size
+from headrace.streams.rocks import RocksStore
 from headrace.streams.spans import Spans
-from headrace.streams.store import MemoryStore, RocksStore, Store
+from headrace.streams.store import MemoryStore, Store
 from headrace.streams.tables import ENTITY, entities_of, entity_keys, entity_of
 from headrace.streams.task import Task
 from headrace.streams.windows import last_n, session

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from headrace.streams.batch import Record
 from headrace.streams.log import Partition
+from headrace.streams.rocks import RocksStore
 from headrace.streams.runner import STALE_AFTER, Progress, Runner, replay
 from headrace.streams.slots import Slot
 from headrace.streams.standby import Standby
-from headrace.streams.store import MemoryStore, RocksStore, Store
+from headrace.streams.store import MemoryStore, Store
 
 from tests.simulation.log import SimulatedLog
 from tests.simulation.world import World

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from headrace.streams.errors import StateError
+from headrace.streams.rocks import RocksStore
 from headrace.streams.slots import Slot
-from headrace.streams.store import RocksStore
 
 ROWS = 20_000
 KEYS = [b"op\x00%05d" % n for n in range(ROWS)]
