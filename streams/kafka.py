@@ -302,7 +302,6 @@ class _Sender:
                 sent.append((partition, batch.record_count(), future))
                 if batch.size() > FEW_BYTES:
                     await asyncio.sleep(0)  # while it is under way the next is built
-        beside = self._offsets()
         ends: dict[Partition, int] = {}
         for partition, count, future in sent:
             try:
@@ -317,16 +316,14 @@ class _Sender:
                 # The broker has it already, and does not say where: the position after it is found by starting again.
                 raise LogUnavailable(f"{partition.topic} has a batch already that was sent again, and tells no offset")
             ends[partition] = stored.offset + count
-        if beside is not None:
-            await self._ask(beside)
+        await self._take_offsets()
         return ends
 
     def _announce(self, partitions: Iterable[Partition]) -> None:
         """Say where the records of a transaction will go."""
 
-    def _offsets(self) -> asyncio.Future[None] | None:
-        """Have the offsets of a transaction taken."""
-        return None
+    async def _take_offsets(self) -> None:
+        """Have the offsets of a transaction taken, once its records are."""
 
     def _batches(self, outputs: list[Record | Block]) -> Iterator[Any]:
         """What one partition gets, in order, as batches for aiokafka's send_batch."""
@@ -386,7 +383,6 @@ class _Writer(_Sender):
     """prepared: when the open transaction was, monotonic seconds; None where none is or it is in use."""
 
     transactional = True
-    _beside: asyncio.Future[None] | None = None
     _named: tuple[Partition, ...] = ()
     _prepared: float | None = None
 
@@ -416,17 +412,11 @@ class _Writer(_Sender):
         self._named = tuple(partitions)
         rawio.announce(self._producer, self._named)
 
-    def _offsets(self) -> asyncio.Future[None] | None:
-        # Beside the records, two round trips of a transaction cost no time of their own.
-        if not self._takes[0]:
-            return None
-        self._beside = _heard(asyncio.ensure_future(self._producer.send_offsets_to_transaction(*self._takes)))
-        return self._beside
-
-    async def close(self) -> None:
-        if self._beside is not None:
-            self._beside.cancel()
-        await super().close()
+    async def _take_offsets(self) -> None:
+        # Not beside the records: Kafka verifies one request of a transaction at a time, and of two that meet it refuses
+        # one, which then waits for BACKOFF_MS; on one node, of every fourth transaction.
+        if self._takes[0]:
+            await self._ask(self._producer.send_offsets_to_transaction(*self._takes))
 
     async def commit(self) -> None:
         try:

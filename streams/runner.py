@@ -384,7 +384,7 @@ class Runner:
         # Before: one that is stopped after its commit, and goes on days later, is as old as its commit.
         at = self.wall()
         try:
-            # 3. produce outputs and changelog, the consumed offsets beside them
+            # 3. produce outputs and changelog, then the consumed offsets
             await writer.begin(self.group, work.offsets)
             if self._sender is None and self.clock.now() - self._asked < PREPARE_WITHIN:
                 await writer.prepare(self.group, self.unread | {self.task.changelog.topic})
