@@ -123,7 +123,7 @@ class RocksStore:
         with self._writing():
             self._db.write(batch)
         self._written = True
-        self._keep()
+        self._keep(wait=False)
 
     def empty(self) -> None:
         with self._writing():
@@ -131,14 +131,18 @@ class RocksStore:
         self._written = True
 
     def rest(self) -> None:
-        if self._written:
-            self._keep()
+        # Whether it could be is known where it was waited for.
+        if self._written and self._keep(wait=True):
+            self._written = False
 
-    def _keep(self) -> None:
-        if (now := time.monotonic()) - self._kept >= KEPT_EVERY:
+    def _keep(self, wait: bool) -> bool:
+        """Have what was written put into files, where it is time."""
+        due = time.monotonic() - self._kept >= KEPT_EVERY
+        if due:
             with self._writing():
-                self._db.flush(wait=False)
-            self._kept, self._written = now, False
+                self._db.flush(wait)
+            self._kept = time.monotonic()
+        return due
 
     def ordering(self, on: bool) -> None:
         if on != self._ordering:

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import resource
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -250,14 +252,27 @@ def test_a_record_too_large_for_its_topic_is_named_and_goes_on_once_it_has_room(
     assert len(asyncio.run(read(scene.address, "lines.rejected"))) == 1
 
 
-def test_a_full_disk_ends_the_worker_with_a_sentence_and_it_goes_on_once_there_is_room(scene: Scene) -> None:
+SOON = """
+from headrace.streams import rocks
+from tests.headrace.refusing import app
+
+rocks.KEPT_EVERY = 1.0
+"""
+
+
+def test_a_full_disk_ends_the_worker_with_a_sentence_and_it_goes_on_once_there_is_room(
+    scene: Scene, tmp_path: Path
+) -> None:
     def little_room() -> None:
         # No file may grow beyond this: to who writes, a disk that is full. Python ignores the signal that comes along.
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    keys = [f"{n:03}" + "k" * 200 for n in range(500)]
+    # What cannot be made smaller: a file's rows are compressed.
+    keys = [f"{n:03}" + "".join(random.Random(n).choices(string.ascii_letters, k=400)) for n in range(500)]
     write(scene.address, "lines", [line(key) for key in keys])
-    with scene.worker(little_room) as worker:
+    soon = tmp_path / "soon.py"
+    soon.write_text(SOON)
+    with scene.worker(little_room, soon) as worker:
         status, said = told(worker)
     assert status == 1, "it is started again: room may have been made"
     assert "cannot be written (" in said
