@@ -45,7 +45,7 @@ def test_engines_of_the_window_job_are_judged_on_apache_kafka() -> None:
     # Two of them, for the others take minutes to fetch; what they tell is checked in it.
     two = [replace(engine, warm_up=0.0) for engine in ENGINES[:2]]
     with ThreadPoolExecutor(1) as thread:
-        rows = thread.submit(lambda: asyncio.run(compared(two, 100_000, 10.0))).result()
+        rows = thread.submit(lambda: asyncio.run(compared(two, 500_000, 10.0))).result()
     assert [row.engine.name for row in rows] == ["Headrace", "Kafka Streams"]
     assert all(row.span.events_per_s > 0 for row in rows)
 
