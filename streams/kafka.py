@@ -380,7 +380,11 @@ class _Sender:
 
 
 class _Writer(_Sender):
-    """prepared: when the open transaction was, monotonic seconds; None where none is or it is in use."""
+    """One transactional id.
+
+    _named:    the partitions that its last transaction wrote to
+    _prepared: when the open transaction was prepared, monotonic seconds; None where none is open or it is in use
+    """
 
     transactional = True
     _named: tuple[Partition, ...] = ()
