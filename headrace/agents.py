@@ -42,6 +42,11 @@ logger = logging.getLogger("headrace.agents")
 STOP_WITHIN = 8.0
 """Seconds for agents to end what they do: less than a supervisor gives, so that they end by themselves."""
 
+SESSION = 10.0
+"""Seconds after which the group goes on without agents that died, and did not leave it. Faust's consumer says that it
+lives from a thread of its own, so an agent that computes for longer keeps its place; with Faust's 60 seconds a crash
+can hold up everybody's agents for a minute."""
+
 ONE = 1
 """Events of a partition that an agent has under way. With more, Faust commits offsets past events that are not done
 when they end out of order, and a crash loses them."""
@@ -100,6 +105,7 @@ def build(name: str) -> AgentApp:
         autodiscover=False,
         stream_wait_empty=False,
         broker_commit_interval=1.0,
+        broker_session_timeout=SESSION,
     )
 
 

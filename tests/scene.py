@@ -37,7 +37,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(told: Callable[[], bool], within: float = 15.0) -> None:
+def eventually(told: Callable[[], bool], within: float = 60.0) -> None:
     """Wait until it is so."""
     until = time.monotonic() + within
     while not told():
@@ -65,7 +65,7 @@ def stoppable_broker(folder: Path) -> Iterator[tuple[Address, subprocess.Popen[b
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
-        eventually(lambda: process.poll() is None and accepts(address) and asyncio.run(answers(address)), 30)
+        eventually(lambda: process.poll() is None and accepts(address) and asyncio.run(answers(address)))
         yield address, process
     finally:
         process.terminate()

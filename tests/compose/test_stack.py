@@ -220,10 +220,10 @@ def test_every_panel_shows_something_and_no_alert_is_broken(scene: Scene) -> Non
 
 def test_a_worker_that_is_gone_is_seen(scene: Scene) -> None:
     (rule,) = [rule for rule in RULES if rule["alert"] == "NoWorker"]
-    eventually(lambda: scene.ask(rule["expr"]) == [], 30)
+    eventually(lambda: scene.ask(rule["expr"]) == [])
     scene.worker.kill()
     scene.worker.wait()
-    eventually(lambda: bool(scene.ask(rule["expr"])), 30)
+    eventually(lambda: bool(scene.ask(rule["expr"])))
     assert not scene.healthy("worker")
     (stat,) = [query for query in QUERIES if query.startswith('count(up{job="worker"} == 1) or')]
     assert [found["value"][1] for found in scene.ask(stat)] == ["0"]
@@ -254,7 +254,7 @@ def test_redis_takes_its_command_its_password_and_its_check(tmp_path: Path) -> N
     assert not healthy()
     log = tmp_path / "redis.log"
     with process([shell, flag, f"{command} --bind 127.0.0.1 --port {port}"], environment, log) as server:
-        eventually(healthy, 15)
+        eventually(healthy)
         assert not healthy(REDISCLI_AUTH="another")
         arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         assert arguments.startswith(b"redis-server"), "the shell is gone, so that it gets the signal to stop"

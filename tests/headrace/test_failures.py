@@ -70,7 +70,7 @@ class Scene:
             yield process
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
     def totals(self, who: str = "anna") -> list[int]:
         found = [json.loads(r.value or b"") for r in asyncio.run(read(self.address, OUT))]
@@ -99,7 +99,7 @@ class Local:
     def start(self) -> None:
         where = ["--data", str(self._folder), "--port", str(self.address.port)]
         self._process = subprocess.Popen([sys.executable, "-m", "headrace.streams.broker", *where], cwd=ROOT)
-        eventually(lambda: accepts(self.address), 30)
+        eventually(lambda: accepts(self.address))
 
     def _send(self, sign: signal.Signals) -> None:
         assert self._process is not None
@@ -163,7 +163,7 @@ def told(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 def test_a_topic_deleted_under_the_worker_ends_it_with_a_sentence(scene: Scene, topic: str) -> None:
     write(scene.address, "lines", [line()])
     with scene.worker() as worker:
-        eventually(lambda: scene.totals() == [1], 30)
+        eventually(lambda: scene.totals() == [1])
         scene.admin(lambda admin: admin.delete_topics([topic]))
         status, said = told(worker)
     assert status == FINAL, "it is not started again"
@@ -180,7 +180,7 @@ async def _names(admin: AIOKafkaAdminClient, found: list[str]) -> None:
 def test_a_source_made_again_empty_ends_the_worker_that_took_more_of_it(scene: Scene) -> None:
     write(scene.address, "lines", [line(), line()])
     with scene.worker():
-        eventually(lambda: scene.totals() == [1, 2], 30)
+        eventually(lambda: scene.totals() == [1, 2])
     scene.admin(lambda admin: admin.delete_topics(["lines"]))
     asyncio.run(ensure_topics(scene.address, refusing.app.topics()))
     write(scene.address, "lines", [line()])
@@ -194,7 +194,7 @@ def test_a_source_made_again_empty_ends_the_worker_that_took_more_of_it(scene: S
 def test_partitions_added_under_the_worker_end_it_with_a_sentence(scene: Scene) -> None:
     write(scene.address, "lines", [line()])
     with scene.worker() as worker:
-        eventually(lambda: scene.totals() == [1], 30)
+        eventually(lambda: scene.totals() == [1])
         scene.admin(lambda admin: admin.create_partitions({"lines": NewPartitions(2)}))
         status, said = told(worker)
     assert status == FINAL
@@ -218,7 +218,7 @@ def test_a_changelog_that_lets_go_what_state_rests_on_ends_the_worker_and_is_ref
 
     write(scene.address, "lines", [line()])
     with scene.worker() as worker:
-        eventually(lambda: scene.totals() == [1], 30)
+        eventually(lambda: scene.totals() == [1])
         scene.admin(configure(value))
         assert told(worker) == (FINAL, ANY)
     write(scene.address, "lines", [line()])
@@ -229,7 +229,7 @@ def test_a_changelog_that_lets_go_what_state_rests_on_ends_the_worker_and_is_ref
     assert said.startswith(f"worker stopped: topic refusing.lines.changelog has {differs}: {why}. Set")
     scene.admin(configure(COMPACTED[name]))
     with scene.worker():
-        eventually(lambda: scene.totals() == [1, 2], 30)
+        eventually(lambda: scene.totals() == [1, 2])
 
 
 def test_a_record_too_large_for_its_topic_is_named_and_goes_on_once_it_has_room(scene: Scene) -> None:
@@ -248,7 +248,7 @@ def test_a_record_too_large_for_its_topic_is_named_and_goes_on_once_it_has_room(
     assert scene.totals() == []
     scene.admin(limit(1_000_000))
     with scene.worker():
-        eventually(lambda: scene.totals() == [1, 2], 30)
+        eventually(lambda: scene.totals() == [1, 2])
     assert len(asyncio.run(read(scene.address, "lines.rejected"))) == 1
 
 
@@ -279,7 +279,7 @@ def test_a_full_disk_ends_the_worker_with_a_sentence_and_it_goes_on_once_there_i
     assert "see that the disk has room" in said
     write(scene.address, "lines", [line(key) for key in keys])
     with scene.worker():
-        eventually(lambda: scene.totals(keys[-1]) == [1, 2], 30)
+        eventually(lambda: scene.totals(keys[-1]) == [1, 2])
     found = [json.loads(r.value or b"") for r in asyncio.run(read(scene.address, OUT))]
     assert sorted((v["who"], v["total"]) for v in found) == [(key, n) for key in keys for n in (1, 2)]
 
@@ -346,7 +346,7 @@ def test_a_changed_program_is_refused_with_a_sentence_and_goes_on_once_it_is_tak
     scene = Scene(address, tmp_path, load(changing(tmp_path)).topics())
     write(address, "lines", [line()])
     with scene.worker(program=changing(tmp_path)):
-        eventually(lambda: scene.totals() == [1], 30)
+        eventually(lambda: scene.totals() == [1])
     write(address, "lines", [line()])
     for _ in range(2):  # it is no better when it is started again
         with scene.worker(program=changing(tmp_path, **change)) as worker:
@@ -358,7 +358,7 @@ def test_a_changed_program_is_refused_with_a_sentence_and_goes_on_once_it_is_tak
         )
     assert scene.totals() == [1]
     with scene.worker(program=changing(tmp_path)):
-        eventually(lambda: scene.totals() == [1, 2], 30)
+        eventually(lambda: scene.totals() == [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_another_number_of_partitions_is_refused_before_anything_is_done(
         f"partitions={there} in the program, or start with an empty log"
     )
     with scene.worker(program=changing(tmp_path, partitions=there)):
-        eventually(lambda: scene.totals("dora") == [1], 30)
+        eventually(lambda: scene.totals("dora") == [1])
 
 
 def _read(scene: Scene) -> list[int]:
@@ -405,7 +405,7 @@ def test_a_log_that_is_away_for_a_minute_is_waited_for(tmp_path: Path, kind: str
         scene = Scene(log.address, tmp_path)
         write(log.address, "lines", [line()])
         with scene.worker() as worker:
-            eventually(lambda: scene.totals() == [1], 30)
+            eventually(lambda: scene.totals() == [1])
             if how == "stopped":
                 log.pause()
                 time.sleep(60)

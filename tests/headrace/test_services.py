@@ -58,7 +58,7 @@ def test_a_worker_alone_makes_its_topics_and_ends_with_78_where_trying_again_wou
             assert answers(here)
             assert 'headrace_worker_bound{bound="state_memory"} 6.7108864e+07' in httpx.get(here, trust_env=False).text
             hot = 'headrace_task_state_bytes{partition="0",task="orders"}'
-            eventually(lambda: hot in httpx.get(here, trust_env=False).text, 30)
+            eventually(lambda: hot in httpx.get(here, trust_env=False).text)
             write(broker, "orders", [encode(order) for order in orders])
             assert worker.wait(60) == FINAL
     assert "headrace: the learner of returns failed on the outcome of orders-0-1" in log.read_text()

@@ -92,7 +92,7 @@ def test_nothing_outlives_a_stack_that_is_killed_and_the_next_goes_on(home: Path
             connection.publish("orders", order("17850"))
         process.kill()
         process.wait(10)
-        eventually(lambda: gone(pids), 20)
+        eventually(lambda: gone(pids))
     with headrace_run(home), connect() as connection:
         assert [m.key for m in connection.subscribe("orders", "earliest", timeout=2)] == ["17850"]
 
@@ -102,7 +102,7 @@ def test_a_child_that_is_killed_is_back_at_the_same_place(home: Path, name: str)
     with headrace_run(home):
         before = stack_now()
         os.kill(before.processes[name], signal.SIGKILL)
-        eventually(lambda: stack_now().processes.get(name) not in (None, before.processes[name]), 30)
+        eventually(lambda: stack_now().processes.get(name) not in (None, before.processes[name]))
         after = stack_now()
         assert (after.broker, after.gateway) == (before.broker, before.gateway)
         with connect() as connection:

@@ -20,7 +20,7 @@ def test_workers_that_come_go_and_die_lose_and_double_nothing(tmp_path: Path) ->
             the.start(1)
             the.shared(4, 4)
             assert the.end(0) == 0
-            the.shared(PARTITIONS, within=20)
+            the.shared(PARTITIONS)
             assert len(the.workers()) == 1, "one that ended in order leaves no record"
             the.start(2)
             the.shared(4, 4)
@@ -28,8 +28,8 @@ def test_workers_that_come_go_and_die_lose_and_double_nothing(tmp_path: Path) ->
             the.end(2, signal.SIGKILL)
             # The next takes the dead one's folder, with what is there of the state.
             the.start(2)
-            the.shared(4, 4, within=60)
-        eventually(lambda: the.balance() == the.sent, 20)
+            the.shared(4, 4)
+        eventually(lambda: the.balance() == the.sent)
         assert [the.end(n) for n in (1, 2)] == [0, 0]
         assert [w.pid for w in the.workers().values()] == [killed], "those that end in order leave no record"
         assert the.balance() == the.sent > 100

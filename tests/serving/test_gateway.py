@@ -203,7 +203,7 @@ def test_a_sender_that_goes_within_its_body_is_no_failure_of_the_gateway(
         with socket.create_connection(("127.0.0.1", settings.port), 10) as going:
             going.sendall(head.encode())
             time.sleep(0.1)
-    eventually(lambda: client.post(f"/topics/{orders.name}", json=order()).status_code == 202, 10)
+    eventually(lambda: client.post(f"/topics/{orders.name}", json=order()).status_code == 202)
     assert "ClientDisconnect" not in caplog.text
 
 

@@ -88,7 +88,7 @@ def topic(admin: AdminClient) -> str:
     """One of two partitions."""
     name = f"rd-{uuid4().hex[:8]}"
     admin.create_topics([NewTopic(name, 2, 1)])[name].result(20)
-    eventually(lambda: len(admin.list_topics(name, 5).topics[name].partitions) == 2, 20)
+    eventually(lambda: len(admin.list_topics(name, 5).topics[name].partitions) == 2)
     return name
 
 
@@ -111,7 +111,7 @@ def taken(reader: Consumer, count: int) -> list[bytes]:
             found.append(message.value() or b"")
         return len(found) == count
 
-    eventually(enough, 30)
+    eventually(enough)
     return found
 
 
@@ -150,7 +150,7 @@ def test_librdkafka_members_share_partitions_and_go_on_where_they_committed(
                     member.poll(0.05)
                 return [len(member.assignment()) for member in (one, two)] == [1, 1]
 
-            eventually(shared, 30)
+            eventually(shared)
         with closing(consumer(address, name, enable_auto_commit=False)) as third:
             held = third.committed([TopicPartition(topic, 0), TopicPartition(topic, 1)], 20)
             assert [place.offset for place in held] == [3, 3]
@@ -188,12 +188,12 @@ def test_librdkafka_transactions_commit_abort_and_fence(address: Address, topic:
 
 def test_librdkafka_administers(address: Address, admin: AdminClient, topic: str, group: str) -> None:
     admin.create_partitions([NewPartitions(topic, 3)])[topic].result(20)
-    eventually(lambda: len(admin.list_topics(topic, 5).topics[topic].partitions) == 3, 20)
+    eventually(lambda: len(admin.list_topics(topic, 5).topics[topic].partitions) == 3)
     entry = ConfigEntry("retention.ms", "-1", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
     admin.incremental_alter_configs([resource])[resource].result(20)
     wanted = ConfigResource(ConfigResource.Type.TOPIC, topic)
-    eventually(lambda: admin.describe_configs([wanted])[wanted].result(20)["retention.ms"].value == "-1", 20)
+    eventually(lambda: admin.describe_configs([wanted])[wanted].result(20)["retention.ms"].value == "-1")
     with closing(consumer(address, group, enable_auto_commit=False)) as reader:
         reader.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
     described = admin.describe_consumer_groups([group])[group].result(20)
@@ -201,7 +201,7 @@ def test_librdkafka_administers(address: Address, admin: AdminClient, topic: str
     assert [found.group_id for found in admin.list_consumer_groups().result(20).valid if found.group_id == group]
     admin.delete_consumer_groups([group])[group].result(20)
     admin.delete_topics([topic])[topic].result(20)
-    eventually(lambda: topic not in admin.list_topics(timeout=5).topics, 20)
+    eventually(lambda: topic not in admin.list_topics(timeout=5).topics)
 
 
 # librdkafka, by kcat.

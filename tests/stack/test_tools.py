@@ -145,7 +145,7 @@ def prepare(address: Address, held: list[Consumer]) -> None:
     now = {"group.id": "tools-now", "client.id": "tools-client", "auto.offset.reset": "earliest"}
     held.append(Consumer({**servers, **now, "enable.auto.commit": False}))
     held[0].subscribe(["tools"])
-    eventually(lambda: held[0].poll(0.1) is not None, 30)
+    eventually(lambda: held[0].poll(0.1) is not None)
     held[0].commit(offsets=[TopicPartition("tools", 0, 1)], asynchronous=False)
     writer = Producer({**servers, "transactional.id": "tools-open"})
     writer.init_transactions(30)

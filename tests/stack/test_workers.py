@@ -24,7 +24,7 @@ def test_workers_on_kafka_lose_and_double_nothing_whatever_happens_to_them(tmp_p
             the.shared(4, 4)
             the.start(2)
             the.shared(2, 3, 3)
-            eventually(lambda: sorted(the.running(n, "standby") for n in range(3)) == [2, 3, 3], 30)
+            eventually(lambda: sorted(the.running(n, "standby") for n in range(3)) == [2, 3, 3])
             # Stopped for longer than its session, it believes that its tasks are still its own.
             the.send(0, signal.SIGSTOP)
             time.sleep(SESSION + 3)
@@ -44,6 +44,6 @@ def test_workers_on_kafka_lose_and_double_nothing_whatever_happens_to_them(tmp_p
             the.shared(4, 4)
         eventually(lambda: the.balance() == the.sent, 60)
         # Copies may still be moving to where a worker left.
-        eventually(lambda: {t.state for w in the.workers().values() for t in w.tasks} == {"running", "standby"}, 30)
+        eventually(lambda: {t.state for w in the.workers().values() for t in w.tasks} == {"running", "standby"})
         assert [the.end(n) for n in (0, 1)] == [0, 0]
         assert the.balance() == the.sent > 100

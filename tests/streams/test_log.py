@@ -569,7 +569,7 @@ def test_what_is_prepared_needs_no_request_before_its_records_and_leaves_no_mark
             await writer.send([record(topic, f"{turn}"), *([record(other, f"{turn}")] if turn < 4 else [])], 0)
             await writer.commit()
         transaction = writer._writers[writer._turn]._producer._txn_manager  # type: ignore[attr-defined]
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while transaction.txn_partitions != {TopicPartition(topic, 0)} or not transaction._txn_consumer_group:
             assert time.monotonic() < until
             await asyncio.sleep(0.01)

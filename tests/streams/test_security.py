@@ -87,7 +87,7 @@ def test_librdkafka_comes_through_tls_with_each_mechanism(broker: Secured, mecha
     }
     topic = f"confluent-{next(_numbers)}"
     admin = AdminClient(common)
-    admin.create_topics([NewTopic(topic, 1)])[topic].result(timeout=20)
+    admin.create_topics([NewTopic(topic, 1)])[topic].result(timeout=60)
     producer = Producer(common)
     producer.produce(topic, b"v")
     assert producer.flush(20) == 0

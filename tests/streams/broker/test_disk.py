@@ -94,7 +94,7 @@ async def test_what_was_acknowledged_is_there_after_a_power_cut(tmp_path: Path, 
     async with on_disk(tmp_path / "before") as (disk, clients):
         await clients.topic("t")
         writing = [asyncio.create_task(write(await clients.wire(), name)) for name in range(WRITERS)]
-        await eventually(lambda: _true(len(acknowledged) > 10 * WRITERS), 20)
+        await eventually(lambda: _true(len(acknowledged) > 10 * WRITERS))
         await asyncio.sleep(dice.uniform(0, 0.1))
         told = set(acknowledged)
         disk.cut_power(tmp_path / "after")
@@ -150,7 +150,7 @@ async def test_a_failed_sync_acknowledges_nothing_and_the_broker_goes_on_anew(tm
                 return (await produce(await clients.wire(), b"after")).error_code is ErrorCode.none
             return False
 
-        await eventually(again, 20)
+        await eventually(again)
         assert (await values(clients))[-1] == b"after"
 
 

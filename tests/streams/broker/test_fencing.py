@@ -286,7 +286,7 @@ async def test_what_takes_too_long_is_aborted_and_its_producer_told(owner: Owner
     async def aborted() -> bool:
         return await owner.state() == ("CompleteAbort", 2)
 
-    await eventually(aborted, 20)
+    await eventually(aborted)
     assert await owner.end(True) is ErrorCode.invalid_txn_state
     assert await owner.end(True, version=4) is ErrorCode.producer_fenced
     assert await owner.end(False) == 2

@@ -47,7 +47,7 @@ async def test_retention_by_time_takes_what_is_old_by_its_own_time(clients: Clie
     async def cut() -> bool:
         return bool((await offset_at(clients, -2)).offset == 1)
 
-    await eventually(cut, 20)
+    await eventually(cut)
     found = only(await wire.ask(FETCH, 11, **fetch_fields("t", 1)))
     assert (found.error_code, found.log_start_offset, found.high_watermark) == (ErrorCode.none, 1, 2)
 
@@ -61,7 +61,7 @@ async def test_retention_by_size_takes_the_oldest(clients: Clients) -> None:
     async def cut() -> bool:
         return bool((await offset_at(clients, -2)).offset >= 6)
 
-    await eventually(cut, 20)
+    await eventually(cut)
     # Kafka keeps the segment that reaches over the bound, so one more or less.
     assert 6 <= (await offset_at(clients, -2)).offset <= 8
     assert (await offset_at(clients, -1)).offset == 10
@@ -82,7 +82,7 @@ async def test_compaction_keeps_the_newest_of_a_key_at_its_offset_and_drops_old_
         await consumer.stop()
         return seen == [(2, b"a", b"2"), (5, b"b", b"2")]
 
-    await eventually(compacted, 40)
+    await eventually(compacted)
 
 
 async def test_a_deletion_mark_is_kept_for_its_time_however_old_its_record_says_it_is(clients: Clients) -> None:
@@ -101,7 +101,7 @@ async def test_a_deletion_mark_is_kept_for_its_time_however_old_its_record_says_
             assert (b"c", None) in seen
             return sorted(seen, key=lambda one: one[0]) == [(b"a", newest), (b"c", None)]
 
-        await eventually(compacted, 40)
+        await eventually(compacted)
         await producer.send_and_wait("t", b"3", key=b"a", timestamp_ms=1_000)
 
 
