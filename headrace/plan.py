@@ -69,7 +69,6 @@ class Stage:
     """Tasks of one kind, one for each partition.
 
     build: (partition, store) to the task and what it follows beside its inputs
-    unread: outputs that no stage of the application reads
     ahead:  outputs published at least once, ahead of their transaction
     """
 
@@ -79,7 +78,6 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     build: Callable[[int, Store], tuple[Task, list[Follow]]]
-    unread: frozenset[str] = frozenset()
     ahead: frozenset[str] = frozenset()
 
     @property
@@ -211,11 +209,10 @@ def stages(
         scored = [m for m in models if m.on.contract.topic == main]
         made.append(_event_stage(app, known, main, here, scored, refused_by, now, memory))
     made += [_learning_stage(app, m) for m in models if m.outcome is not None]
-    read = {REGISTRY}.union(*(s.inputs for s in made))
-    made = [replace(s, unread=frozenset(s.outputs) - read) for s in made]
     if app.guarantee == "at_least_once":
         # What this application reads itself stays in the transaction: its state and its models are exact either way.
-        made = [replace(s, ahead=s.unread) for s in made]
+        read = {REGISTRY}.union(*(s.inputs for s in made))
+        made = [replace(s, ahead=frozenset(s.outputs) - read) for s in made]
     return tuple(made)
 
 

@@ -12,7 +12,7 @@ import contextlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -288,12 +288,6 @@ class _Nowhere:
         self._meter = meter
 
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
-        pass
-
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        pass
-
-    async def rest(self, after: float = 0.0) -> None:
         pass
 
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:

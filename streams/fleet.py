@@ -45,9 +45,6 @@ class Stage(Protocol):
     @property
     def changelog(self) -> str: ...
     @property
-    def unread(self) -> frozenset[str]: ...
-
-    @property
     def ahead(self) -> frozenset[str]: ...
     @property
     def build(self) -> Callable[[int, Store], tuple[Task, list[Follow]]]: ...
@@ -210,7 +207,6 @@ class Fleet:
             self.clock,
             stage.group,
             follows,
-            unread=stage.unread,
             ahead=stage.ahead,
             ours=ours,
             progress=progress,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     ProducerFenced,
 )
-from headrace.streams import rawio, recordbatches
+from headrace.streams import kip890, rawio, recordbatches
 from headrace.streams.address import Address, client_options
 from headrace.streams.batch import Block, Record, record_by_record
 from headrace.streams.closing import stop
@@ -34,7 +34,7 @@ from headrace.streams.errors import (
     RecordTooLarge,
     TransactionUnknown,
 )
-from headrace.streams.log import NO_OFFSETS, PREPARED_FOR, Fetched, Partition, Reader, Sender, Turns, Writer
+from headrace.streams.log import NO_OFFSETS, Fetched, Partition, Reader, Sender, Turns, Writer
 from headrace.streams.recordbatches import Columns
 from headrace.streams.spans import Spans
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ BACKOFF_MS = 10
 """Between attempts to write. A transaction that begins before the last one's markers are written is tried again after
 this; aiokafka's own 100 ms doubled the time of a commit on Kafka."""
 
-IDS = 3
+IDS = 2
 """Transactional ids of a writer, in turn."""
 
 TRANSACTION_WITHIN_MS = 60_000
@@ -98,6 +98,7 @@ class KafkaLog:
         self._client_id = client_id
         self._asking: AIOKafkaConsumer | None = None
         self._opening = asyncio.Lock()
+        self._second: bool | None = None
 
     async def reader(self, offsets: Mapping[Partition, int]) -> Reader:
         await self._warm()
@@ -111,8 +112,8 @@ class KafkaLog:
         return _Reader(consumer)
 
     async def writer(self, owner: str) -> Writer:
-        # On Kafka a producer that begins again at once finds its last markers unwritten and waits: so while one is at
-        # work the next opens its transaction, and of the last the markers are written.
+        # On Kafka a producer that begins again at once finds its last markers unwritten and waits: so they are written
+        # while another is at work.
         return Turns([_Writer(p, self.whole) for p in await self._producers(*(f"{owner}.{n}" for n in range(IDS)))])
 
     async def sender(self) -> Sender:
@@ -138,11 +139,20 @@ class KafkaLog:
         try:
             for producer in producers:  # one after the other, as `Turns` tells
                 await self._start(producer.start())
+                if producer._txn_manager.transactional_id is not None and await self._implied(producer):
+                    kip890.speak(producer)
         except BaseException:
             for producer in producers:
                 await stop(producer)
             raise
         return producers
+
+    async def _implied(self, producer: AIOKafkaProducer) -> bool:
+        """Whether transactions are of version 2. Raises LogUnavailable."""
+        if self._second is None:
+            at = f"the log at {self.address}"
+            self._second = self.whole and await _bounded(kip890.spoken(producer), ANSWER_WITHIN, at)
+        return self._second
 
     async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
         consumer = await self._consumer(group)
@@ -380,41 +390,19 @@ class _Sender:
 
 
 class _Writer(_Sender):
-    """One transactional id.
-
-    _named:    the partitions that its last transaction wrote to
-    _prepared: when the open transaction was prepared, monotonic seconds; None where none is open or it is in use
-    """
+    """One transactional id."""
 
     transactional = True
-    _named: tuple[Partition, ...] = ()
-    _prepared: float | None = None
 
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         if self._fenced:
             raise Fenced("a newer owner of this task has taken over")
-        await self.rest()
         self._takes = {TopicPartition(*p): offset for p, offset in offsets.items()}, group
-        if self._prepared is None:
-            await self._ask(self._producer.begin_transaction())
-        self._prepared = None
-
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        if self._fenced or self._prepared is not None or not self._named:
-            return
         await self._ask(self._producer.begin_transaction())
-        self._prepared = time.monotonic()
-        rawio.announce(self._producer, [p for p in self._named if p.topic in topics], group)
-
-    async def rest(self, after: float = PREPARED_FOR) -> None:
-        if self._prepared is not None and time.monotonic() - self._prepared >= after:
-            self._prepared = None
-            await self.abort()
 
     def _announce(self, partitions: Iterable[Partition]) -> None:
         # At once: else a request is sent for the first of them, and another, a round trip later, for the others.
-        self._named = tuple(partitions)
-        rawio.announce(self._producer, self._named)
+        rawio.announce(self._producer, partitions)
 
     async def _take_offsets(self) -> None:
         # Not beside the records: Kafka verifies one request of a transaction at a time, and of two that meet it refuses

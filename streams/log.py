@@ -6,7 +6,7 @@ suite (tests/streams/test_log.py) states what every implementation keeps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -22,9 +22,6 @@ class Partition(NamedTuple):
 
 
 NO_OFFSETS: Mapping[Partition, int] = MappingProxyType({})
-
-PREPARED_FOR = 10.0
-"""Seconds after which a transaction that was opened ahead, and found nothing to do, is given up."""
 
 
 @dataclass(slots=True)
@@ -86,17 +83,7 @@ class Writer(Sender, Protocol):
     belongs to the open transaction, and a writer that was fenced raises Fenced."""
 
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
-        """Open a transaction, or go on with the one prepared. offsets: the group's, set by its commit."""
-
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        """Open the next transaction while this one is open, on what the last ones wrote to of these topics.
-
-        So it needs half the round trips once its records are there. Until then it holds nobody back, but the log aborts
-        it after a minute and fences its owner: whoever has nothing for it calls `rest` from time to time.
-        """
-
-    async def rest(self, after: float = PREPARED_FOR) -> None:
-        """Give up what was prepared so many seconds ago."""
+        """Open a transaction. offsets: the group's, set by its commit."""
 
     async def commit(self) -> None:
         """Commit the records and the offsets, all or nothing.
@@ -144,13 +131,6 @@ class Turns:
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
         await self._writers[self._turn].begin(group, offsets)
 
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        await self._writers[self._after()].prepare(group, topics)
-
-    async def rest(self, after: float = PREPARED_FOR) -> None:
-        for writer in self._writers:
-            await writer.rest(after)
-
     async def send(self, records: Sequence[Record | Block], home: int) -> dict[Partition, int]:
         return await self._writers[self._turn].send(records, home)
 
@@ -164,10 +144,7 @@ class Turns:
 
     def _next(self) -> None:
         # Where a transaction did not end the turn stays: one that is fenced stays fenced.
-        self._turn = self._after()
-
-    def _after(self) -> int:
-        return (self._turn + 1) % len(self._writers)
+        self._turn = (self._turn + 1) % len(self._writers)
 
     async def close(self) -> None:
         for writer in self._writers:

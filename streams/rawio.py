@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
-from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.memory_records import MemoryRecords
 from headrace.streams import recordbatches
@@ -55,42 +54,14 @@ def take_columns(consumer: AIOKafkaConsumer) -> None:
     consumer._fetcher.__class__ = _Fetcher
 
 
-def announce(producer: AIOKafkaProducer, partitions: Iterable[tuple[str, int]], group: str = "") -> None:
-    """Have a producer's open transaction take these partitions, by one request; those it knows nothing of, later.
-
-    group: whose offsets it will set, by another
-    """
+def announce(producer: AIOKafkaProducer, partitions: Iterable[tuple[str, int]]) -> None:
+    """Have a producer's open transaction take these partitions, by one request; those it knows nothing of, later."""
     transaction = producer._txn_manager
     if not transaction.is_in_transaction():
         return  # it has failed, as whoever sends will hear
     for topic, number in partitions:
         if number in (producer._metadata.partitions_for_topic(topic) or ()):
             transaction.maybe_add_partition_to_txn(TopicPartition(topic, number))
-    if group:
-        transaction.__class__ = _Transaction
-        transaction.group = group
-        transaction.notify_task_waiter()
-
-
-class _Transaction(TransactionManager):  # type: ignore[misc]  # aiokafka is untyped
-    """aiokafka's own, to which a group is added before its offsets are known.
-
-    group: to be added to the open transaction; empty where none is, or it was
-    """
-
-    group = ""
-
-    def begin_transaction(self) -> None:
-        self.group = ""
-        super().begin_transaction()
-
-    def consumer_group_to_add(self) -> str | None:
-        announced = self.group if self.is_in_transaction() else ""
-        return announced or super().consumer_group_to_add()
-
-    def consumer_group_added(self, group_id: str) -> None:
-        self.group = ""
-        super().consumer_group_added(group_id)
 
 
 class Built:
@@ -257,8 +228,8 @@ class _Result(FetchResult):  # type: ignore[misc]  # aiokafka is untyped
         return columns
 
 
-def _over(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
-    """The same function, for which these names of its module mean these."""
+def over(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
+    """The same function, coroutine or not, for which these names of its module mean these."""
     assert isinstance(function, FunctionType)
     made = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__)
     made.__kwdefaults__ = function.__kwdefaults__
@@ -268,7 +239,7 @@ def _over(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
 class _Fetcher(Fetcher):  # type: ignore[misc]  # aiokafka is untyped
     """aiokafka's own, over other classes: its handling of positions, errors and replicas stays."""
 
-    _proc_fetch_request = _over(
+    _proc_fetch_request = over(
         Fetcher._proc_fetch_request, MemoryRecords=_fetched, PartitionRecords=_partition, FetchResult=_Result
     )
-    fetched_records = _over(Fetcher.fetched_records, FetchResult=_Result)
+    fetched_records = over(Fetcher.fetched_records, FetchResult=_Result)

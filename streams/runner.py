@@ -49,10 +49,6 @@ FENCED_WAIT = 0.5
 """Seconds before a fenced task asks whether it is still this worker's: two owners may cross while the group gathers,
 and the one that is to have it should not take it back and forth."""
 
-PREPARE_WITHIN = 1.0
-"""Seconds of reading and operators up to which the next transaction is opened beside this one. A task that takes long
-would be fenced by the log, again and again, while its operators work."""
-
 TOMBSTONES_KEPT = 24 * 3600.0
 """Seconds for which a changelog keeps the mark of a deleted row (its delete.retention.ms). A store that missed the mark
 would keep the row for ever."""
@@ -195,8 +191,6 @@ class Runner:
     """One task on one log.
 
     `start` then `step` again and again; `run` does both until `stop` and survives failures of the log.
-    unread: topics whose next transaction may be opened before it is known whether it has anything for them: each then
-           has a marker in it all the same, and whoever counts what is left of a topic by offsets is misled
     ahead: topics published at once, at least once, and not in the transaction with state and offsets, which then
            settles several batches: a crash publishes some of them again, with the same ids. Nothing that this
            application reads belongs here, so that what is computed stays exactly once.
@@ -214,7 +208,6 @@ class Runner:
     follows: list[Follow] = field(default_factory=list)
     batch_rows: int = MAX_BATCH_ROWS
     idle_after: float = IDLE_AFTER
-    unread: frozenset[str] = frozenset()
     ahead: frozenset[str] = frozenset()
     ours: Callable[[], Awaitable[bool]] | None = None
     wall: Callable[[], float] = time.time
@@ -345,7 +338,6 @@ class Runner:
             if self._due():
                 await self.settle()
             self.task.rest()
-            await self._writer.rest()
             return 0
         self.crash(2)
         if self._sender is None:
@@ -386,8 +378,6 @@ class Runner:
         try:
             # 3. produce outputs and changelog, then the consumed offsets
             await writer.begin(self.group, work.offsets)
-            if self._sender is None and self.clock.now() - self._asked < PREPARE_WITHIN:
-                await writer.prepare(self.group, self.unread | {self.task.changelog.topic})
             logged = self.task.logged(work.changes)
             ends = await writer.send([*work.records, *logged], self.task.number)
             self.crash(3)
@@ -429,8 +419,6 @@ class Runner:
                     if self.progress.commits > commits:
                         retries, wait, commits = 0, RETRY_FIRST, self.progress.commits
                 await self.settle()
-                if self._writer is not None:
-                    await self._writer.rest(0.0)
                 break
             except Fenced:
                 self.progress.fenced += 1

@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,6 @@ class CarelessWriter:
                     file.write(b"x")
                 os.kill(os.getpid(), signal.SIGKILL)
         return {p: (await last).offset + 1 for p, last in sent.items()}
-
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        pass
-
-    async def rest(self, after: float = 0.0) -> None:
-        pass
 
     async def commit(self) -> None:
         group, offsets = self._takes

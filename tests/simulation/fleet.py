@@ -433,7 +433,6 @@ class Fleet:
             wall=self.world.wall,
             batch_rows=self.world.random.choice([1, 3, 50]),
             idle_after=IDLE_AFTER,
-            unread=stage.unread,
             ahead=stage.ahead,
             crash=lambda step: self._crash(worker, name),
         )

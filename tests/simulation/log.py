@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ TRANSACTION_WITHIN = 4.0
 ASK_AGAIN = 0.1
 """Seconds between a client's requests while the log says that the last transaction is not yet ended."""
 
-IDS = 3
+IDS = 2
 """Of each writer, in turn, as the engine has them on Kafka."""
 
 
@@ -415,7 +415,6 @@ class _Writer:
         self._log = connection.log
         self._name = name
         self._epoch = epoch
-        self._prepared: float | None = None
 
     def _check(self) -> Id:
         one = self._log.id(self._name)
@@ -424,24 +423,7 @@ class _Writer:
         return one
 
     async def begin(self, group: str = "", offsets: Mapping[Partition, int] = NO_OFFSETS) -> None:
-        await self.rest()
         self._takes = group, offsets
-        if self._prepared is None:
-            await self._open()
-        self._prepared = None
-
-    async def prepare(self, group: str, topics: Collection[str]) -> None:
-        if self._prepared is None:
-            await self._open()
-            self._prepared = self._log.world.time
-
-    async def rest(self, after: float = TRANSACTION_WITHIN / 6) -> None:
-        if self._prepared is not None and self._log.world.time - self._prepared >= after:
-            self._prepared = None
-            await self._connection.call()
-            await self.abort()
-
-    async def _open(self) -> None:
         await self._connection.call()
         while (one := self._check()).ending:
             await self._log.world.sleep(ASK_AGAIN)
