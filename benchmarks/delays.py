@@ -21,6 +21,8 @@ TICK = 0.01
 """Seconds between calls to publish."""
 WARM = 5.0
 """Seconds before the first latency counts."""
+WARM_RATE, WARM_SECONDS = 20_000, 30.0
+"""Events/s, and for how long, before anything is measured: a JVM compiles what it runs often."""
 SILENCE = 10.0
 """Seconds without a result after which the rest is given up: what is rejected gets none."""
 CORES = os.sched_getaffinity(0)

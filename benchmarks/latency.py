@@ -2,8 +2,9 @@
 
 `python -m benchmarks.latency`: of the window job at 100, 1,000 and 20,000 events/s, on the local broker and on Apache
 Kafka, under both guarantees, and beside Kafka Streams and Flink (see peers.latencies); a worker on one core, the log
-and the client on the other. Events go out a hundredth of a second's worth at a time, as fast as the clock says and no
-faster. A quarter of an hour; `--only ours` or `--only peers` is half of it, and keeps nothing. `--first` measures the
+and the client on the other. Each is warmed by half a minute of 20,000 events/s, for a JVM compiles what it runs often;
+then come the rates, from the lowest. Events go out a hundredth of a second's worth at a time, as fast as the clock says
+and no faster. Twenty minutes; `--only ours` or `--only peers` is half of it, and keeps nothing. `--first` measures the
 first event after a start instead (see first).
 """
 
@@ -16,15 +17,16 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from headrace.streams.admin import ensure_topics
 
 from benchmarks import first, results
-from benchmarks.delays import CORES, RATE, WARM, measured, worker
+from benchmarks.delays import CORES, RATE, WARM, WARM_RATE, WARM_SECONDS, measured, worker
 from benchmarks.figures import BROKERS, Broker, Figure, collected, machine
 from benchmarks.peers import flink, latencies
 from benchmarks.window import OURS, app, rows
@@ -60,12 +62,11 @@ async def _repeats(repeats: int, seconds: float) -> list[dict[str, float]]:
 
 
 async def compared(seconds: float) -> list[dict[str, Any]]:
-    """A row for each broker, guarantee and rate. Each has a log and a worker of its own."""
+    """A row for each broker, guarantee and rate. Each guarantee has a log and a worker of its own."""
     found: list[dict[str, Any]] = []
     for name, broker in BROKERS.items():
         for guarantee in PROGRAMS:
-            for rate in RATES:
-                p50, p99, real = await _point(broker, guarantee, rate, seconds)
+            async for rate, p50, p99, real in _points(broker, guarantee, seconds):
                 found.append({
                     "name": f"Headrace on {'the ' if name.islower() else ''}{name}", "guarantee": guarantee,
                     "rate": rate, "events_per_s": round(real), "p50_ms": round(p50, 2), "p99_ms": round(p99, 2),
@@ -75,13 +76,18 @@ async def compared(seconds: float) -> list[dict[str, Any]]:
     return found
 
 
-async def _point(broker: Broker, guarantee: str, rate: int, seconds: float) -> tuple[float, float, float]:
+async def _points(broker: Broker, guarantee: str, seconds: float) -> AsyncIterator[tuple[int, float, float, float]]:
+    each = {rate: int((WARM + seconds) * rate) for rate in RATES}
+    warm = int(WARM_SECONDS * WARM_RATE)
+    stream = iter(rows(warm + sum(each.values())))
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         address = await stack.enter_async_context(broker(Path(folder) / "log"))
         await ensure_topics(address, app.topics())
         await stack.enter_async_context(worker(PROGRAMS[guarantee], address, f"{folder}/worker"))
-        return await measured(address, "trades", rows(int((WARM + seconds) * rate)), OURS, rate)
+        await measured(address, "trades", list(islice(stream, warm)), OURS, WARM_RATE)
+        for rate, count in each.items():
+            yield rate, *await measured(address, "trades", list(islice(stream, count)), OURS, rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

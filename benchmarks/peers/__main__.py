@@ -35,8 +35,8 @@ from benchmarks.peers.job import Events, Right, events, oracle, publish
 from benchmarks.peers.outputs import Outputs, Span, Wrong, check, make_topic, timed
 from tests.stack import kafka
 
-EVENTS = 6_000_000
-"""As many as the fastest reads in some ten seconds."""
+EVENTS = 16_000_000
+"""As many as the fastest reads in fifteen seconds."""
 SECONDS = 25.0
 RESULT = results.RESULTS / "window.json"
 POLL = 0.25

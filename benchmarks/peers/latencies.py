@@ -23,14 +23,13 @@ from headrace.streams.admin import ensure_topics
 from headrace.streams.publisher import Publisher, Row
 from headrace.streams.topics import Topic
 
-from benchmarks.delays import CORES, WARM, measured
+from benchmarks.delays import CORES, WARM, WARM_RATE, WARM_SECONDS, measured
 from benchmarks.figures import apache_kafka
 from benchmarks.peers.children import Children, Failed
 from benchmarks.peers.engines import ENGINES, Engine, Place, Start, flink_sql, headrace, kafka_streams
 from benchmarks.peers.job import TOPIC, Events, events, oracle
 from benchmarks.peers.outputs import Outputs, Payment, Wrong, check, make_topic
 
-WARM_RATE, WARM_SECONDS = 20_000, 30.0
 STARTED_WITHIN = 180.0
 """Seconds to the first output: a JVM's start, and a group's first meeting."""
 POLL = 0.2
