@@ -10,12 +10,16 @@ import numpy as np
 import orjson
 from headrace.streams import bytekernels
 from headrace.streams.batch import Column, Rows
+from headrace.streams.durations import SECOND
 from headrace.streams.expressions import Type
 from headrace.streams.spans import Spans, quoted, woven
 from numpy.typing import NDArray
 
 MOST_DIGITS = 20
 """Of an int64 with its sign."""
+
+_WHOLE_SECOND, _MICROSECONDS = 22, 29
+"""Bytes of a time, quoted: "2026-01-01T00:00:00Z" and "2026-01-01T00:00:00.000001Z"."""
 
 _PRINT = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
@@ -30,9 +34,14 @@ def printed(column: Column, type: Type) -> Spans:
         null = len(texts.data)
         data = np.concatenate([texts.data, np.frombuffer(b"null", np.uint8)])
         return Spans(data, np.where(missing, null, texts.start), np.where(missing, 4, texts.length))
-    if type.kind == "time":
-        column = column.view("datetime64[us]")
-    text = np.frombuffer(orjson.dumps(np.ascontiguousarray(column), option=_PRINT), np.uint8)
+    times = type.kind == "time"
+    told = np.ascontiguousarray(column.view("datetime64[us]") if times else column)
+    text = np.frombuffer(orjson.dumps(told, option=_PRINT), np.uint8)
+    if times:
+        length = np.where(column % SECOND == 0, _WHOLE_SECOND, _MICROSECONDS)
+        ends = np.cumsum(length + 1)
+        if len(ends) and ends[-1] + 1 == len(text):
+            return Spans(text, ends - length, length)
     start, length = np.empty((2, len(column)), np.int64)
     bytekernels.cut(text, start, length)
     return Spans(text, start, length)

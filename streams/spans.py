@@ -102,13 +102,23 @@ def woven(literals: Sequence[bytes], columns: Sequence[Spans]) -> Spans:
     sizes = np.full(len(columns[0]), sum(len(one) for one in literals), np.int64)
     for column in columns:
         sizes += np.maximum(column.length, 0)
-    at = np.cumsum(sizes) - sizes
-    out = Spans(np.empty(int(sizes.sum()), np.uint8), at.copy(), sizes)
-    last = Spans(_NO_BYTES, at, np.zeros(len(sizes), np.int64))
-    for literal, column in zip(literals, [*columns, last], strict=True):
-        if literal or column is not last:
-            text = np.frombuffer(literal, np.uint8)
-            bytekernels.put(text, column.data, column.start, column.length, out.data, at)
+    ends = np.cumsum(sizes)
+    at = ends - sizes
+    out = Spans(np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), at.copy(), sizes)
+    none = np.zeros(len(sizes), np.int64)
+    nothing = _NO_BYTES, none, none
+    parts = [(column.data, column.start, column.length) for column in columns]
+    if literals[-1]:
+        parts.append(nothing)
+    wide = bytekernels.TOGETHER
+    for begin in range(0, len(parts), wide):
+        some, texts = parts[begin : begin + wide], literals[begin : begin + wide]
+        some += [nothing] * (wide - len(some))
+        # Words are copied whole: those of the literals need room behind them.
+        text = np.frombuffer(b"".join(texts) + bytes(8), np.uint8)
+        lengths = [len(one) for one in texts]
+        until = np.cumsum(lengths + [0] * (wide - len(lengths)))
+        bytekernels.weave(text, until, *(array for part in some for array in part), out.data, at, ends)
     return out
 
 

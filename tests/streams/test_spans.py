@@ -55,3 +55,15 @@ def test_a_few_strings_and_many_are_told_alike() -> None:
     strings = [None if n % 7 == 0 else b"%d" % n * (n % 3) for n in range(3 * FEW)]
     for count in (0, 1, FEW - 1, FEW, 3 * FEW):
         assert list(Spans.of(strings)[-count:] if count else Spans.of([])) == (strings[-count:] if count else [])
+
+
+@given(st.lists(st.tuples(st.binary(max_size=19), st.lists(st.none() | st.binary(max_size=40), min_size=3, max_size=3)),
+                max_size=15), st.binary(max_size=19))  # fmt: skip
+def test_rows_are_woven_of_any_number_of_columns(parts: list[tuple[bytes, list[bytes | None]]], last: bytes) -> None:
+    columns = [Spans.of(column) for _, column in parts] or [Spans.of([b""] * 3)]
+    literals = [literal for literal, _ in parts] or [b""]
+    found = woven([*literals, last], columns)
+    rows = zip(*columns, strict=True)
+    pairs = [zip(literals, row, strict=True) for row in rows]
+    assert list(found) == [b"".join(literal + (text or b"") for literal, text in each) + last for each in pairs]
+    assert len(found.data) == found.size, "and nothing else is in the buffer"
