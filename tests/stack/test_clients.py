@@ -85,9 +85,9 @@ def admin(address: Address) -> AdminClient:
 
 @pytest.fixture
 def topic(admin: AdminClient) -> str:
-    """One of two partitions."""
+    """One of two partitions, that keeps old records too."""
     name = f"rd-{uuid4().hex[:8]}"
-    admin.create_topics([NewTopic(name, 2, 1)])[name].result(20)
+    admin.create_topics([NewTopic(name, 2, 1, config={"retention.ms": "-1"})])[name].result(20)
     eventually(lambda: len(admin.list_topics(name, 5).topics[name].partitions) == 2)
     return name
 
