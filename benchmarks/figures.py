@@ -90,8 +90,11 @@ async def local_broker(folder: Path) -> AsyncIterator[Address]:
 
 @contextlib.asynccontextmanager
 async def apache_kafka(folder: Path) -> AsyncIterator[Address]:
-    """One node of Apache Kafka, with what Java needs to be fast rather than to start soon."""
-    cluster = Cluster(folder, java=["-Xmx1g", "-XX:+UseG1GC"])
+    """One node of Apache Kafka, with what Java needs to be fast rather than to start soon.
+
+    Serial GC is what Java itself chooses for one core, and the broker has one: a collector beside it would take turns.
+    """
+    cluster = Cluster(folder, java=["-Xmx1g", "-XX:+UseSerialGC"])
     try:
         await asyncio.to_thread(cluster.start)
         yield cluster.address
