@@ -89,8 +89,8 @@ class Behind:
             self._bytes = 0
 
 
-def newest(changes: Sequence[Change | Touched]) -> list[Change]:
-    """The last change of each key."""
+def newest(changes: Sequence[Change | Touched]) -> list[Change] | list[Touched]:
+    """The last change of each key, of many as columns."""
     if sum([len(c) if isinstance(c, Touched) else 1 for c in changes]) < FEW:
         return list(dict(one_by_one(changes)).items())
     whole = list(_columns(changes))
@@ -98,7 +98,7 @@ def newest(changes: Sequence[Change | Touched]) -> list[Change]:
     numbers = Names().numbers(keys)
     last = np.empty(int(numbers.max()) + 1, np.int64)
     last[numbers] = np.arange(len(numbers))  # of several for one place, the last stays
-    return [(key or b"", value) for key, value in zip(keys.take(last), values.take(last), strict=True)]
+    return [Touched(keys.take(last), values.take(last))]
 
 
 def _columns(changes: Sequence[Change | Touched]) -> Iterator[Touched]:

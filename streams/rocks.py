@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from headrace.streams.batch import Change, Touched, one_by_one
+from headrace.streams.batch import Change, Touched
 from headrace.streams.errors import StateError
 from headrace.streams.store import Found
 from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
@@ -114,12 +113,22 @@ class RocksStore:
 
     def write(self, changes: Iterable[Change | Touched]) -> None:
         batch = WriteBatch(raw_mode=True)
-        # In key order each finds its place beside the one before: in all 1.2 to 1.7 times as fast.
-        for key, value in sorted(one_by_one(changes), key=_key):
-            if value is None:
-                batch.delete(key)
+        keys: list[bytes] = []
+        values: list[bytes | None] = []
+        for change in changes:
+            if isinstance(change, Touched):
+                keys += change.keys  # type: ignore[arg-type]  # none is missing
+                values += change.values
             else:
-                batch.put(key, value)
+                keys.append(change[0])
+                values.append(change[1])
+        # In key order each finds its place beside the one before: in all 1.2 to 1.7 times as fast.
+        put, delete = batch.put, batch.delete
+        for n in sorted(range(len(keys)), key=keys.__getitem__):
+            if (value := values[n]) is None:
+                delete(keys[n])
+            else:
+                put(keys[n], value)
         with self._writing():
             self._db.write(batch)
         self._written = True
@@ -167,8 +176,6 @@ class RocksStore:
         with contextlib.suppress(Exception):
             self._db.close()
 
-
-_key = itemgetter(0)
 
 
 def _damaged(path: Path, error: Exception) -> StateError:

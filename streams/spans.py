@@ -65,18 +65,20 @@ class Spans(Sequence[bytes | None]):
         return None if length < 0 else self.data[start : start + length].tobytes()
 
     def __iter__(self) -> Iterator[bytes | None]:
-        if not len(self):
-            return
-        starts, lengths = self.start.tolist(), self.length.tolist()
-        if len(starts) < FEW:
-            for start, length in zip(starts, lengths, strict=True):
-                yield None if length < 0 else self.data[start : start + length].tobytes()
-            return
+        return iter(self._listed())
+
+    def _listed(self) -> list[bytes | None]:
+        if len(self) < FEW:
+            rows = zip(self.start.tolist(), self.length.tolist(), strict=True)
+            return [None if length < 0 else self.data[start : start + length].tobytes() for start, length in rows]
+        ends = self.start + self.length
         there = self.length > 0
         first = int(self.start[there].min(initial=len(self.data)))
-        whole = self.data[first : int((self.start + self.length)[there].max(initial=first))].tobytes()
-        for start, length in zip(starts, lengths, strict=True):
-            yield None if length < 0 else whole[start - first : start - first + length]
+        whole = self.data[first : int(ends[there].max(initial=first))].tobytes()
+        rows = zip((self.start - first).tolist(), (ends - first).tolist(), strict=True)
+        if (self.length >= 0).all():
+            return [whole[start:end] for start, end in rows]
+        return [None if end < start else whole[start:end] for start, end in rows]
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Spans:
         """Those of these rows."""
