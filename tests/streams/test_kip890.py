@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,8 @@ from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.types import CompactArray, CompactBytes, CompactString, Int16, Int32, Schema, TaggedFields
 from aiokafka.structs import OffsetAndMetadata
 from headrace.streams import kafka, kip890
-from headrace.streams.address import Address
+from headrace.streams.address import Address, parse_address
+from headrace.streams.broker import Broker, transactions
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 
@@ -231,3 +233,26 @@ async def test_a_broker_that_does_not_tell_features_is_spoken_to_as_before() -> 
     for send in (older, oldest):
         client = SimpleNamespace(get_random_node=lambda: 0, send=send)
         assert not await kip890.spoken(SimpleNamespace(client=client))
+
+
+async def test_epochs_that_are_used_up_go_on_as_another_producer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "_LAST_EPOCH", 3)  # of 2**15 - 2: some minutes of a busy task
+    async with Broker(tmp_path) as broker:
+        address = parse_address(broker.address)
+        here, source = await topic(address), await topic(address)
+        made = await producer(address, "worn")
+        ids = []
+        for n in range(20):
+            await made.begin_transaction()
+            await put(made, here, b"%d" % n)
+            await made.send_offsets_to_transaction({TopicPartition(*source): OffsetAndMetadata(n, "")}, "worn")
+            await (made.commit_transaction() if n % 5 else made.abort_transaction())
+            ids.append(made._txn_manager.producer_id)
+        await made.stop()
+        assert len(set(ids)) >= 5
+        assert [row[3] for row in await theirs(address, here)] == [b"%d" % n for n in range(20) if n % 5]
+        log = KafkaLog(address)
+        assert await log.committed("worn", [source]) == {source: 19}
+        await log.close()
