@@ -67,6 +67,12 @@ AGENTS_READY = 60.0
 AGENTS_AGAIN = 60.0
 """Seconds after which agents are tried again that died too often; the tasks go on all the while."""
 
+OPEN_WITHIN = 5.0
+"""Seconds before the worker says that it is ready though some of its tasks still read their changelogs: until they are
+open an event waits, and a large state takes its time, which `headrace status` tells."""
+
+LOOK_EVERY = 0.02
+
 GIVES_UP_WITHIN = 10.0
 """Seconds that tasks get to end their cycles once a topic is gone, for which some of them wait."""
 
@@ -207,6 +213,7 @@ class Worker(Service):
     @Service.task
     async def _greet(self) -> None:
         await self._fleet.first.wait()
+        await opened(self._fleet)
         if self._fleet.assignment is not None:
             print(f"ready: {len(self._fleet.assignment.running)} tasks of {self._app.name}", flush=True)
 
@@ -296,6 +303,15 @@ async def serve(
         raise worker.crash_reason
     if stopping.is_set():
         print("stopped", flush=True)
+
+
+async def opened(fleet: Fleet, within: float = OPEN_WITHIN) -> None:
+    """Until every task that is to run here takes events, or so many seconds are over."""
+    until = time.monotonic() + within
+    while fleet.assignment is not None and time.monotonic() < until:
+        if sum(task.state == "running" for task in fleet.statuses()) >= len(fleet.assignment.running):
+            break
+        await asyncio.sleep(LOOK_EVERY)
 
 
 def _report(fleet: Fleet) -> None:

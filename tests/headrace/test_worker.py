@@ -8,16 +8,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from headrace.streams import metrics
 from headrace.streams.address import Address
+from headrace.streams.runner import Runner
 from prometheus_client import CollectorRegistry
 
 from headrace.presence import Cleaner
 from headrace.supervisor import FINAL
-from headrace.worker import main, serve
+from headrace.worker import main, opened, serve
 from tests.headrace.bank import app
 from tests.scene import ROOT
 
@@ -33,6 +36,34 @@ async def test_a_part_that_fails_where_nobody_foresaw_it_ends_the_worker(
     with pytest.raises(LookupError, match="nobody foresaw it"):
         async with asyncio.timeout(40):
             await serve(app, str(broker), tmp_path)
+
+
+async def test_a_worker_is_ready_once_its_tasks_take_events(
+    broker: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, open_tasks = Runner.start, []
+
+    async def slowly(self: Runner) -> None:
+        await asyncio.sleep(0.5)
+        await start(self)
+        open_tasks.append(self.task.number)
+
+    monkeypatch.setattr(Runner, "start", slowly)
+    serving = asyncio.create_task(serve(app, str(broker), tmp_path))
+    try:
+        async with asyncio.timeout(60):
+            while "ready" not in capsys.readouterr().out:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert len(open_tasks) == app.partitions
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving], timeout=30)
+
+
+async def test_a_worker_whose_tasks_restore_for_long_is_ready_meanwhile() -> None:
+    fleet: Any = SimpleNamespace(assignment=SimpleNamespace(running={1}), statuses=lambda: ())
+    async with asyncio.timeout(5):
+        await opened(fleet, 0.1)
 
 
 def test_metrics_whose_port_is_taken_are_served_at_another_only_where_none_was_named(
