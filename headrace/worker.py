@@ -72,6 +72,7 @@ OPEN_WITHIN = 5.0
 open an event waits, and a large state takes its time, which `headrace status` tells."""
 
 LOOK_EVERY = 0.02
+"""Seconds between looks whether they are open."""
 
 GIVES_UP_WITHIN = 10.0
 """Seconds that tasks get to end their cycles once a topic is gone, for which some of them wait."""

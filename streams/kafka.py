@@ -401,7 +401,8 @@ class _Writer(_Sender):
         await self._ask(self._producer.begin_transaction())
 
     def _announce(self, partitions: Iterable[Partition]) -> None:
-        # At once: else a request is sent for the first of them, and another, a round trip later, for the others.
+        # At once: where transactions are of version 1, a request is sent for the first of them else, and another, a
+        # round trip later, for the others.
         rawio.announce(self._producer, partitions)
 
     async def _take_offsets(self) -> None:

@@ -177,7 +177,6 @@ class RocksStore:
             self._db.close()
 
 
-
 def _damaged(path: Path, error: Exception) -> StateError:
     return StateError(
         f"the state in {path} cannot be read ({error}); delete the folder and it is rebuilt from the changelog"

@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 JVM_WARM, PYTHON_WARM = 30.0, 6.0
 """Seconds of the worker's processor from the first output that do not count: Java compiles what it runs often, on the
-core on which it runs, and is at its speed after some twenty. The broker is Java too, and its first is a fast one."""
+core on which it runs, and is at its speed after some twenty. The broker does the same,
+and the first engine that it serves is the fastest."""
 HEAP = "-Xmx3g"
 COMPILED_WITHIN = 120.0
 

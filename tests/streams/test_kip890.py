@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiokafka
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ConcurrentTransactions, OutOfOrderSequenceNumber, ProducerFenced
@@ -29,6 +26,7 @@ from headrace.streams.broker import Broker, transactions
 from headrace.streams.kafka import KafkaLog
 from headrace.streams.log import Partition
 
+from tests.streams.pinned import assert_read
 from tests.streams.test_transport import theirs, topic
 
 RELIED_ON = {
@@ -45,13 +43,7 @@ RELIED_ON = {
 @pytest.mark.parametrize("name", RELIED_ON)
 def test_aiokafka_is_the_one_that_was_read(name: str) -> None:
     part, known = RELIED_ON[name]
-    now = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:8]
-    assert now == known, (
-        f"aiokafka {aiokafka.__version__} has changed {name}. Read what changed, see that the classes of "
-        f"streams/kip890.py still do in its place all that is asked of them, and run this file and "
-        f"tests/streams/test_log.py against Kafka. Then note the new sum, {now}, here. Until then "
-        f"HEADRACE_TRANSPORT=records goes by aiokafka's own transactions."
-    )
+    assert_read(name, part, known, "streams/kip890.py", "tests/streams/test_log.py", "aiokafka's own transactions")
 
 
 @pytest.fixture(params=["broker", pytest.param("apache", marks=pytest.mark.stack)])
